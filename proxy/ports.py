@@ -1,0 +1,374 @@
+"""What the engine needs from the outside world, and the only place where that is said.
+
+A port is small and lives with its suite (`tests/contract/`), which every implementation passes. Nothing here touches the
+world; the values are plain and frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from proxy.oci.descriptor import Descriptor
+from proxy.oci.digest import Digest, Verifier
+from proxy.oci.names import Repository, Tag, TagOrDigest
+
+# -- time ------------------------------------------------------------------------------------------------------------------
+
+
+class Clock(Protocol):
+    """Time as an argument. `monotonic` decides; `wall` is stored and shown."""
+
+    def monotonic(self) -> float:
+        """Seconds from an arbitrary start, never backwards."""
+        ...
+
+    def wall(self) -> float:
+        """Seconds since 1970 by the machine's clock, which may jump."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after `seconds`."""
+        ...
+
+
+# -- bytes at rest -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """What must be unchanged for an earlier verification to count (product.md, promise 2)."""
+
+    inode: int
+    size: int
+    ctime_ns: int
+
+
+class OpenBlob(Protocol):
+    """A stored blob opened for reading. The descriptor stays valid until `close`, whatever happens to the name."""
+
+    fd: int
+    size: int
+    identity: FileIdentity
+
+    def close(self) -> None:
+        """Give the descriptor back. May be called more than once."""
+        ...
+
+
+class Ingest(Protocol):
+    """An unfinished blob (INV-2). One writer; `fd` may be read by many, up to `n_bytes`."""
+
+    fd: int
+    n_bytes: int
+
+    async def write(self, piece: bytes | bytearray | memoryview) -> None:
+        """Feed the verifier and append, in one hop to a worker thread.
+
+        The verifier has taken the piece even when the write raises, so a transfer can go on without a file.
+        Raises OutOfSpace (ENOSPC, EDQUOT) or Unavailable (EIO, EROFS and the rest); `n_bytes` then is unchanged.
+        """
+        ...
+
+    async def commit(self) -> None:
+        """Give the bytes their name (INV-1): fsync, rename, fsync the directory, in this order.
+
+        Raises Corrupt when the verifier does not agree (nothing is kept), OutOfSpace or Unavailable when the disk fails
+        (nothing is kept; a failed fsync is never retried). After it returns the name is durable. `fd` stays readable.
+        """
+        ...
+
+    async def abort(self, *, keep: bool = False) -> None:
+        """Forget it: the file goes, or with `keep` stays under ingest/ for resuming. Never raises. `fd` stays readable."""
+        ...
+
+    def close(self) -> None:
+        """Close `fd`, after the last reader."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """One name under blobs/: its size in bytes and when it was last written (wall clock, only for a first order)."""
+
+    digest: Digest
+    size: int
+    written_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The file system beneath the store, in bytes and inodes."""
+
+    total_bytes: int
+    free_bytes: int
+    total_inodes: int
+    free_inodes: int
+
+
+class BlobStore(Protocol):
+    """Content-addressed bytes. Decides nothing: what to delete and when is the engine's."""
+
+    async def open(self, digest: Digest) -> OpenBlob | None:
+        """The blob, or None when there is none. Anything but a plain file of ours in its place is quarantined: None.
+
+        Raises Unavailable when the disk fails, Overloaded when descriptors run out.
+        """
+        ...
+
+    async def ingest(self, digest: Digest, verifier: Verifier) -> Ingest:
+        """Begin an unfinished blob. Raises OutOfSpace or Unavailable."""
+        ...
+
+    async def delete(self, digests: Sequence[Digest]) -> None:
+        """Remove these names; absent ones are fine. Raises Unavailable."""
+        ...
+
+    async def quarantine(self, digest: Digest, why: str) -> None:
+        """Move the blob out of reach, kept for inspection. Absent is fine. Never raises."""
+        ...
+
+    def scan(self) -> AsyncIterator[Sequence[StoredBlob]]:
+        """Every blob, in batches, without holding the loop. Unknown files are quarantined and reported, never fatal."""
+        ...
+
+    async def space(self) -> Space:
+        """What the file system says now. Raises Unavailable."""
+        ...
+
+
+# -- records at rest -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Holding:
+    """What one project holds of one repository: the key of tags and links. `host` is the upstream's source host."""
+
+    project: str
+    host: str
+    repository: str
+
+    def __str__(self) -> str:
+        return f"{self.host}/{self.repository}"
+
+
+@dataclass(frozen=True, slots=True)
+class TagRecord:
+    """A tag as upstream last said (INV-6). `validated_at` is wall-clock seconds since 1970."""
+
+    tag: str
+    descriptor: Descriptor
+    validated_at: float
+    #: Which of the upstream's addresses said so, for people who read the record.
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRecord:
+    """The right of a holding to see `descriptor` and what it names (house.md conviction 9).
+
+    For a manifest, `names` are its children, config and layers, with media types and sizes as the manifest declares
+    them. For a blob that upstream confirmed outside any manifest, `names` is empty and `is_manifest` is false.
+    """
+
+    descriptor: Descriptor
+    is_manifest: bool = True
+    names: tuple[Descriptor, ...] = ()
+    #: The digest this manifest refers to (image-spec § subject), and its own artifact type: for the referrers API.
+    subject: Digest | None = None
+    artifact_type: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+class Records(Protocol):
+    """Tags and links: small checksummed files, committed like blobs. A damaged record costs that record alone."""
+
+    async def tag(self, holding: Holding, tag: Tag) -> TagRecord | None:
+        """The record, or None when absent or damaged (then moved to quarantine). Raises Unavailable."""
+        ...
+
+    async def put_tag(self, holding: Holding, record: TagRecord) -> None:
+        """Durable when it returns. Raises OutOfSpace or Unavailable; the older record then stands."""
+        ...
+
+    async def links(self, holding: Holding) -> Sequence[LinkRecord]:
+        """Every link of the holding, damaged ones left out. Raises Unavailable."""
+        ...
+
+    async def put_link(self, holding: Holding, record: LinkRecord) -> None:
+        """Durable when it returns. Raises OutOfSpace or Unavailable."""
+        ...
+
+    async def remove(self, holding: Holding, *, tags: Iterable[Tag] = (), links: Iterable[Digest] = ()) -> None:
+        """Remove these; absent ones are fine. Raises Unavailable."""
+        ...
+
+    def scan(self) -> AsyncIterator[tuple[Holding, Sequence[TagRecord], Sequence[LinkRecord]]]:
+        """Every holding with its records, without holding the loop."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """When a blob was last used, by a counter and not by a clock, and its size in bytes."""
+
+    digest: Digest
+    size: int
+    counter: int
+
+
+class Facts(Protocol):
+    """Small mutable facts that can be rebuilt from the files. Losing all of them loses no content."""
+
+    def uses(self) -> AsyncIterator[Sequence[Use]]:
+        """The remembered order of use, least recent first, in batches. Damaged or unreadable: nothing."""
+        ...
+
+    async def remember(self, uses: Sequence[Use], forgotten: Sequence[Digest]) -> None:
+        """Write these and drop those, in one transaction. Never raises: a fact lost is a fact rebuilt."""
+        ...
+
+    async def get(self, key: str) -> bytes | None:
+        """A small named fact, or None."""
+        ...
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Remember a small named fact (at most 64 KiB), or forget it when `value` is empty. Never raises."""
+        ...
+
+    async def aclose(self) -> None:
+        """Write what is pending and let go."""
+        ...
+
+
+# -- other registries ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamManifest:
+    """A manifest as upstream sent it: `body` byte for byte (INV-9), `media_type` without parameters ("" if none).
+
+    `digest` is what upstream's Docker-Content-Digest claims, if anything; it proves nothing.
+    """
+
+    body: bytes
+    media_type: str
+    digest: Digest | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestHead:
+    """What a HEAD of a manifest said; each part may be missing (peers.md §5.5)."""
+
+    digest: Digest | None
+    media_type: str
+    size: int | None
+    source: str
+
+
+class BlobBody(Protocol):
+    """A blob's body on its way. `size` is the whole blob's in bytes, or None when upstream does not say.
+
+    `offset` is where this body starts: what was asked for, or 0 where upstream ignored the range.
+    """
+
+    size: int | None
+    offset: int
+    source: str
+
+    async def read(self) -> bytes:
+        """The next bytes, at most 1 MiB, as many as there are; b"" at the end of what upstream sent.
+
+        Raises Unreachable when the connection breaks or the body ends short of its length, Timeout when it is slower
+        than the minimum throughput.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of the connection; it is reused only after a complete body. Never raises."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TagPage:
+    """One page of tags/list. `last` is what to ask for next, or None at the end."""
+
+    tags: tuple[str, ...]
+    last: str | None
+
+
+class Upstream(Protocol):
+    """One configured upstream with one set of credentials. Makes one attempt and reports; never retries by itself.
+
+    Every method raises Unreachable, Timeout, Throttled, Unauthorised or Misbehaved, and the NotFound named below.
+    """
+
+    async def manifest(self, repository: Repository, target: TagOrDigest) -> UpstreamManifest:
+        """GET a manifest, at most 4 MiB of it. Raises UnknownManifest (or UnknownName)."""
+        ...
+
+    async def manifest_head(self, repository: Repository, target: TagOrDigest) -> ManifestHead:
+        """HEAD a manifest. Raises UnknownManifest."""
+        ...
+
+    async def blob(self, repository: Repository, digest: Digest, *, offset: int = 0) -> BlobBody:
+        """GET a blob from `offset` bytes on, with Range and If-Range where offset > 0. Raises UnknownBlob."""
+        ...
+
+    async def blob_size(self, repository: Repository, digest: Digest) -> int | None:
+        """HEAD a blob: its size, or None where upstream confirms it without saying. Raises UnknownBlob."""
+        ...
+
+    async def tags(self, repository: Repository, *, n: int | None, last: str | None) -> TagPage:
+        """One page of tags, in upstream's order. Raises UnknownName."""
+        ...
+
+    async def referrers(self, repository: Repository, digest: Digest, *, artifact_type: str) -> bytes | None:
+        """The referrers index as upstream sent it, all pages joined; None where upstream has no referrers API (404)."""
+        ...
+
+
+# -- how to serve, as a value ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A verified, complete file. Closing `blob` is the duty of whoever serves it."""
+
+    blob: OpenBlob
+
+
+class Tail(Protocol):
+    """A body that is still becoming: bytes up to the frontier may be sent, the rest is waited for (INV-3)."""
+
+    size: int
+
+    async def beyond(self, offset: int) -> int:
+        """Wait until bytes after `offset` may be sent; returns the frontier, greater than `offset`.
+
+        Raises the transfer's failure when it fails first: the reader then ends short, and never cleanly.
+        """
+        ...
+
+    def leave(self) -> None:
+        """This reader is done, for whatever reason. May be called more than once."""
+        ...
+
+
+class Growing(Tail, Protocol):
+    """A tail whose bytes are in a file that is still being filled (or still being verified)."""
+
+    fd: int
+
+
+class PassThrough(Tail, Protocol):
+    """A tail without a file: bytes wait in a bounded ring, and a reader that falls behind it is cut short."""
+
+    def piece(self, offset: int, limit: int) -> bytes:
+        """At most `limit` of the bytes at `offset`, which must be below the frontier. Raises Overloaded if they are gone."""
+        ...
+
+
+BlobSource = LocalFile | Growing | PassThrough
