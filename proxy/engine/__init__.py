@@ -1,0 +1,1 @@
+"""Orchestration over ports: asyncio, but no sockets, files or HTTP."""

@@ -1,0 +1,1 @@
+"""Decisions. Pure: `now` and numbers are arguments."""

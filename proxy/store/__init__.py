@@ -1,0 +1,1 @@
+"""Adapters: bytes, records and facts at rest."""

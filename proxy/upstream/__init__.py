@@ -1,0 +1,1 @@
+"""Adapters: other registries. The only place that speaks HTTP outward."""
