@@ -179,6 +179,8 @@ class LinkRecord:
     subject: Digest | None = None
     artifact_type: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
+    #: Tags that resolved to this manifest here: a rule that allows such a tag allows the digest (product.md).
+    tags: tuple[str, ...] = ()
 
 
 class Records(Protocol):
@@ -341,9 +343,18 @@ class LocalFile:
 
 
 class Tail(Protocol):
-    """A body that is still becoming: bytes up to the frontier may be sent, the rest is waited for (INV-3)."""
+    """A body that is still becoming: bytes up to the frontier may be sent, the rest is waited for (INV-3).
+
+    Bytes below `in_file` are in the file `fd` (-1 when there is no file, then `in_file` is 0). Bytes from there up to the
+    frontier wait in a bounded ring and are had with `piece`: that is how a transfer reaches its readers when the disk is
+    full or failing. `in_file` may grow with every call of `beyond`, and never shrinks.
+    """
 
     size: int
+    fd: int
+
+    @property
+    def in_file(self) -> int: ...
 
     async def beyond(self, offset: int) -> int:
         """Wait until bytes after `offset` may be sent; returns the frontier, greater than `offset`.
@@ -352,23 +363,13 @@ class Tail(Protocol):
         """
         ...
 
+    def piece(self, offset: int, limit: int) -> bytes:
+        """At most `limit` bytes from `offset`, where in_file <= offset < frontier. Raises Overloaded if they are gone."""
+        ...
+
     def leave(self) -> None:
         """This reader is done, for whatever reason. May be called more than once."""
         ...
 
 
-class Growing(Tail, Protocol):
-    """A tail whose bytes are in a file that is still being filled (or still being verified)."""
-
-    fd: int
-
-
-class PassThrough(Tail, Protocol):
-    """A tail without a file: bytes wait in a bounded ring, and a reader that falls behind it is cut short."""
-
-    def piece(self, offset: int, limit: int) -> bytes:
-        """At most `limit` of the bytes at `offset`, which must be below the frontier. Raises Overloaded if they are gone."""
-        ...
-
-
-BlobSource = LocalFile | Growing | PassThrough
+BlobSource = LocalFile | Tail

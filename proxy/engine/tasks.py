@@ -1,0 +1,49 @@
+"""Tasks have owners: the only place in the package that creates one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class TaskOwner:
+    """Holds every background task it spawned until that ends, and ends them all with `aclose`.
+
+    A task that fails with nobody waiting is reported by name in one line through `report`, never swallowed.
+    """
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """Run `work` in a task of this owner. Whoever awaits the task sees its result or error as usual."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def spawn_background(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Like `spawn`, for work that nobody waits for: a failure is reported."""
+        task = self.spawn(work, name)
+        task.add_done_callback(self._report_failure)
+        return task
+
+    def _report_failure(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._report(f"background task {task.get_name()!r} failed: {type(error).__name__}: {error}")
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    async def aclose(self) -> None:
+        """Cancel what is left and wait until all of it has ended."""
+        while self._tasks:
+            tasks = tuple(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            self._tasks.difference_update(tasks)
