@@ -52,8 +52,15 @@ class OpenBlob(Protocol):
     size: int
     identity: FileIdentity
 
+    async def read(self, offset: int, limit: int, verifier: Verifier | None = None) -> bytes:
+        """At most `limit` bytes at `offset`, fed to `verifier` in the same hop to a worker thread; b"" at the end.
+
+        Raises Unavailable when the disk fails.
+        """
+        ...
+
     def close(self) -> None:
-        """Give the descriptor back. May be called more than once."""
+        """Give the descriptor back. May be called more than once; not while a `read` runs."""
         ...
 
 
@@ -84,7 +91,7 @@ class Ingest(Protocol):
         ...
 
     def close(self) -> None:
-        """Close `fd`, after the last reader."""
+        """Close `fd`, after the last reader and when no `write` or `commit` runs."""
         ...
 
 

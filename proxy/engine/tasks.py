@@ -32,6 +32,22 @@ class TaskOwner:
         task.add_done_callback(self._report_failure)
         return task
 
+    async def uninterrupted(self, work: Coroutine[Any, Any, T], name: str) -> T:
+        """Await `work` to its end even when the caller is cancelled meanwhile; the cancellation is raised after it.
+
+        For hops to worker threads, which cannot be cancelled: a descriptor must not be closed under a running write.
+        """
+        task = self.spawn(work, name)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            while not task.done():
+                try:
+                    await asyncio.wait([task])
+                except asyncio.CancelledError:
+                    continue  # still not before the thread is done; the first cancellation is raised below
+            raise
+
     def _report_failure(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._report(f"background task {task.get_name()!r} failed: {type(error).__name__}: {error}")

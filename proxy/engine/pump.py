@@ -1,0 +1,284 @@
+"""Drives one transfer: upstream's pieces into the ingest, in one hop each, until the digest agrees (INV-1, INV-3).
+
+Two coroutines share a small buffer: one reads upstream as fast as it comes, one hashes and writes what has gathered, off
+the loop. While a hop runs the next piece fills. A broken body is resumed where it stopped, a bounded number of times
+without progress. When the disk cannot take the bytes they go to the readers all the same, through a ring.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from proxy.engine.capacity import Capacity, Reservation
+from proxy.engine.tasks import TaskOwner
+from proxy.engine.transfers import RING_BYTES, Ring, Transfer
+from proxy.errors import BreakwaterError, Corrupt, Misbehaved, StoreError, Timeout, Unreachable
+from proxy.events import Event, Noticed
+from proxy.oci.digest import Verifier
+from proxy.oci.names import Repository
+from proxy.ports import BlobBody, BlobStore, Clock, Ingest, Upstream
+from proxy.rules.backoff import MAX_RESUMES_WITHOUT_PROGRESS, resume_delay
+from proxy.rules.transfer import State
+
+#: Upstream is read ahead of the disk by at most this much, and a hop to the worker takes at most this much.
+PIECE_BYTES = 1 << 20
+#: How long a fill without a file waits for its slowest reader before it cuts that one short.
+LAGGARD_PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The parts every pump needs."""
+
+    blobs: BlobStore
+    capacity: Capacity
+    clock: Clock
+    chance: Callable[[], float]
+    observe: Callable[[Event], None]
+
+
+class Pump:
+    """One transfer's driver. `run` never raises: what goes wrong ends the transfer."""
+
+    def __init__(
+        self, transfer: Transfer, upstream: Upstream, repository: Repository, work: Work, owner: TaskOwner
+    ) -> None:
+        self._transfer = transfer
+        self._owner = owner
+        self._upstream = upstream
+        self._repository = repository
+        self._work = work
+        self._verifier = Verifier(transfer.digest)
+        self._ingest: Ingest | None = None
+        self._reservation: Reservation | None = None
+        self._gathered: list[bytes] = []
+        self._n_gathered = 0
+        self._is_complete = False
+        self._changed = asyncio.Event()
+        self._drained = asyncio.Event()
+
+    async def run(self) -> None:
+        """Fetch, verify, commit. On cancellation the transfer is abandoned and nothing is kept."""
+        transfer = self._transfer
+        try:
+            body = await self._open(0)
+            await self._begin_file(body)
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._fill(body))
+                both.create_task(self._drain())
+            await self._finish()
+        except BaseExceptionGroup as group:
+            self._end(_first(group))
+        except BreakwaterError as failure:
+            self._end(failure)
+        except asyncio.CancelledError:
+            self._end(Unreachable("the transfer was given up", upstream=transfer.source.upstream))
+            raise
+        finally:
+            if self._reservation is not None:
+                self._reservation.release()
+            if self._ingest is not None and transfer.state is not State.COMMITTED:
+                await self._owner.uninterrupted(self._ingest.abort(), "abort an ingest")
+
+    def _end(self, failure: BaseException) -> None:
+        if isinstance(failure, BreakwaterError):
+            self._transfer.fail(failure)
+            return
+        # A bug of ours: the readers must not hang on it, and the owner of this task must report it.
+        self._transfer.fail(Unreachable("the transfer broke inside Breakwater", upstream=self._transfer.source.upstream))
+        raise failure
+
+    # -- from upstream ---------------------------------------------------------------------------------------------------
+
+    async def _open(self, offset: int) -> BlobBody:
+        """Ask upstream for the body from `offset` on, and learn the size."""
+        transfer = self._transfer
+        body = await self._upstream.blob(self._repository, transfer.digest, offset=offset)
+        size = body.size if body.size is not None else transfer.size
+        if transfer.is_size_confirmed and size != transfer.size:
+            await body.close()
+            raise self._lie(f"first said {transfer.size} bytes and now {size}")
+        if transfer.state is State.REQUESTED:
+            transfer.goes(State.STREAMING)
+        if size is not None:
+            transfer.confirm_size(size)
+        return body
+
+    async def _fill(self, body: BlobBody) -> None:
+        """Read until the whole body is here, resuming where it breaks."""
+        n_stuck, reached = 0, 0
+        while True:
+            try:
+                await self._read_all(body)
+                break
+            except (Unreachable, Timeout):
+                here = self._verifier.n_bytes + self._n_gathered
+                n_stuck = 1 if here > reached else n_stuck + 1
+                reached = here
+                if n_stuck > MAX_RESUMES_WITHOUT_PROGRESS:
+                    raise
+            finally:
+                await body.close()
+            await self._work.clock.sleep(resume_delay(n_stuck, self._work.chance()))
+            body = await self._resume()
+        self._is_complete = True
+        self._changed.set()
+
+    async def _resume(self) -> BlobBody:
+        """Open again at the first byte that is missing; what comes twice (range ignored) is thrown away."""
+        while self._n_gathered:
+            await self._buffer_moves()
+        missing_from = self._verifier.n_bytes
+        body = await self._open(missing_from)
+        to_skip = missing_from - body.offset
+        while to_skip > 0:
+            piece = await body.read()
+            if not piece:
+                raise self._lie(f"was shorter the second time: {missing_from - to_skip} bytes")
+            if len(piece) > to_skip:
+                await self._take(piece[to_skip:])
+            to_skip -= len(piece)
+        return body
+
+    async def _read_all(self, body: BlobBody) -> None:
+        while piece := await body.read():
+            await self._take(piece)
+        size, received = self._transfer.size, self._verifier.n_bytes + self._n_gathered
+        if self._transfer.is_size_confirmed and received < (size or 0):
+            raise self._lie(f"ended after {received} of {size} bytes")
+
+    async def _take(self, piece: bytes) -> None:
+        received = self._verifier.n_bytes + self._n_gathered + len(piece)
+        if self._transfer.is_size_confirmed and received > (self._transfer.size or 0):
+            raise self._lie(f"went on beyond its {self._transfer.size} bytes")
+        self._gathered.append(piece)
+        self._n_gathered += len(piece)
+        self._changed.set()
+        while self._n_gathered >= PIECE_BYTES:
+            await self._buffer_moves()
+
+    async def _buffer_moves(self) -> None:
+        self._drained.clear()
+        await self._drained.wait()
+
+    def _lie(self, what: str) -> Misbehaved:
+        source = self._transfer.source
+        return Misbehaved(
+            f"{source.upstream}: the body of {self._transfer.digest} in {source.repository} {what}",
+            upstream=source.upstream,
+        )
+
+    # -- to the disk and the readers -----------------------------------------------------------------------------------------
+
+    async def _begin_file(self, body: BlobBody) -> None:
+        """Reserve, then open an ingest; where either cannot be had, go on without a file."""
+        transfer = self._transfer
+        try:
+            self._reservation = await self._work.capacity.reserve(transfer.size if transfer.is_size_confirmed else None)
+            self._ingest = await self._work.blobs.ingest(transfer.digest, self._verifier)
+            transfer.file = self._ingest
+            transfer.changed.ring()
+        except BaseException as error:
+            if isinstance(error, StoreError):
+                self._go_without_file(error)
+                return
+            await body.close()
+            raise
+
+    async def _drain(self) -> None:
+        """Hash and write what has gathered, a hop at a time."""
+        while True:
+            while not self._gathered and not self._is_complete:
+                self._changed.clear()
+                await self._changed.wait()
+            if not self._gathered:
+                return
+            piece = self._gathered[0] if len(self._gathered) == 1 else b"".join(self._gathered)
+            self._gathered.clear()
+            await self._store(piece)
+            self._n_gathered -= len(piece)
+            self._drained.set()
+
+    async def _store(self, piece: bytes) -> None:
+        transfer = self._transfer
+        if transfer.ring is None:
+            assert self._ingest is not None and self._reservation is not None
+            try:
+                await self._reservation.cover(self._verifier.n_bytes + len(piece))
+                await self._owner.uninterrupted(self._ingest.write(piece), "write a piece")
+                transfer.in_file = self._ingest.n_bytes
+                transfer.received = self._ingest.n_bytes
+            except StoreError as error:
+                n_before = self._verifier.n_bytes
+                self._go_without_file(error)
+                if n_before == transfer.received:  # no room: the piece was not even hashed yet
+                    await asyncio.to_thread(self._verifier.feed, piece)
+                self._into_ring(piece)
+        else:
+            await asyncio.to_thread(self._verifier.feed, piece)
+            await self._wait_for_laggards(len(piece))
+            self._into_ring(piece)
+        transfer.changed.ring()
+
+    def _go_without_file(self, error: StoreError) -> None:
+        """INV-4 without a file: what is in the file stays readable, the rest passes through a ring."""
+        transfer = self._transfer
+        transfer.ring = Ring(transfer.in_file)
+        capacity = self._work.capacity
+        capacity.degraded = str(error)
+        self._work.observe(Noticed("warning", f"{transfer.digest} is passed through and not kept: {error}"))
+
+    def _into_ring(self, piece: bytes) -> None:
+        assert self._transfer.ring is not None
+        self._transfer.ring.append(piece)
+        self._transfer.received = self._verifier.n_bytes
+
+    async def _wait_for_laggards(self, n_bytes: int) -> None:
+        """Give the slowest reader a little time before its bytes are let go."""
+        transfer, ring = self._transfer, self._transfer.ring
+        assert ring is not None
+        try:
+            async with asyncio.timeout(LAGGARD_PATIENCE_S):
+                while transfer.n_readers and ring.end + n_bytes - RING_BYTES > min(
+                    transfer.offsets.values(), default=transfer.in_file
+                ):
+                    await transfer.moved.wait()
+        except TimeoutError:
+            return
+
+    async def _finish(self) -> None:
+        """All bytes are here: agree, name, tell."""
+        transfer = self._transfer
+        transfer.goes(State.VERIFYING)
+        if not self._verifier.agrees():
+            raise self._lie("does not hash to its digest")
+        if not transfer.is_size_confirmed:
+            transfer.confirm_size(self._verifier.n_bytes)
+        if transfer.ring is None:
+            await self._owner.uninterrupted(self._commit(), "commit")
+        transfer.goes(State.COMMITTED)
+        if transfer.ring is None:
+            self._work.capacity.degraded = ""
+
+    async def _commit(self) -> None:
+        """A body that is right reaches its readers even when the disk fails at the last step."""
+        assert self._ingest is not None and self._reservation is not None
+        try:
+            await self._ingest.commit()
+        except Corrupt as error:
+            raise self._lie(f"does not hash to its digest ({error})") from error
+        except StoreError as error:
+            self._work.capacity.degraded = str(error)
+            self._work.observe(Noticed("error", f"{self._transfer.digest} could not be kept: {error}"))
+            return
+        self._reservation.settle(self._transfer.digest, self._verifier.n_bytes)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that ended the pair; the other half was cancelled for it."""
+    for error in group.exceptions:
+        if not isinstance(error, asyncio.CancelledError):
+            return _first(error) if isinstance(error, BaseExceptionGroup) else error
+    return group

@@ -1,0 +1,11 @@
+"""When to try again. Pure: chance and time are arguments."""
+
+from __future__ import annotations
+
+#: How often a broken transfer is resumed without a byte of progress before it fails: containerd's own number.
+MAX_RESUMES_WITHOUT_PROGRESS = 3
+
+
+def resume_delay(attempt: int, chance: float) -> float:
+    """Seconds to wait before the `attempt`-th (from 1) resume without progress; `chance` in [0, 1) spreads them."""
+    return min(5.0, 0.1 * 2.0**attempt) * (0.5 + chance / 2)
