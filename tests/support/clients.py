@@ -1,0 +1,249 @@
+"""Real clients, each with its storage and its daemon in a scratch folder, so that several may live side by side.
+
+What they share is small: pull a reference, say which manifest was pulled, forget everything. How a client is pointed at
+Breakwater is its own business, and is written down here as an operator would write it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Protocol, Self
+
+from tests.support.images import digest_of
+from tests.support.process import Child, clear_away, program, run, to_toml
+
+#: The source host that stands for a registry other than Docker Hub.
+TEST_HOST = "registry.test"
+#: A port on which nothing listens: where the way round the mirror leads.
+NOWHERE = "127.0.0.1:9"
+
+
+class Client(Protocol):
+    """A client of registries. A context manager: leaving it leaves nothing running, mounted or stored."""
+
+    name: str
+    #: The source host under which this client asks for images in these tests.
+    host: str
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def pull(self, repository: str, tag: str) -> str:
+        """Pull `<host>/<repository>:<tag>` and return the digest that the tag named. Raises CommandFailed."""
+        ...
+
+    def reset(self) -> None:
+        """Forget everything pulled, so that the next pull fetches every byte."""
+        ...
+
+
+class Skopeo:
+    """skopeo, by path: the source host is the first element of the repository."""
+
+    name = "skopeo"
+    host = TEST_HOST
+
+    def __init__(self, scratch: Path, mirror: str) -> None:
+        """`mirror` is host:port of Breakwater."""
+        self._scratch, self._mirror = scratch, mirror
+        self._policy = scratch / "policy.json"
+
+    def __enter__(self) -> Self:
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        self._policy.write_text(_ACCEPT_ANYTHING)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        clear_away(self._scratch)
+
+    def pull(self, repository: str, tag: str) -> str:
+        """Copies every platform, as `skopeo sync` does, into a folder of files named by their digests."""
+        target = self._scratch / "pulled" / repository / tag
+        target.mkdir(parents=True)
+        source = f"docker://{self._mirror}/{self.host}/{repository}:{tag}"
+        skopeo = [program("skopeo"), "--policy", str(self._policy), "--tmpdir", str(self._scratch)]
+        run([*skopeo, "copy", "--all", "--src-tls-verify=false", source, f"dir:{target}"])
+        for path in target.iterdir():
+            if len(path.name) == 64:
+                assert digest_of(path.read_bytes()) == f"sha256:{path.name}"
+        return digest_of((target / "manifest.json").read_bytes())
+
+    def reset(self) -> None:
+        shutil.rmtree(self._scratch / "pulled", ignore_errors=True)
+
+
+class Containerd:
+    """containerd through hosts.toml: the source host travels as `ns=`."""
+
+    name = "containerd"
+    host = TEST_HOST
+
+    def __init__(self, scratch: Path, mirror: str) -> None:
+        self._scratch = scratch
+        self._hosts = scratch / "hosts.d"
+        self._socket = scratch / "c.sock"
+        hosts = {"server": f"http://{NOWHERE}", "host": {f"http://{mirror}": {"capabilities": ["pull", "resolve"]}}}
+        self._hosts_toml = to_toml(hosts)
+        self._settings = {
+            "version": 2,
+            "root": str(scratch / "root"),
+            "state": str(scratch / "state"),
+            # Nothing here runs containers; cri and opt would look for folders of the whole machine.
+            "disabled_plugins": ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"],
+            "grpc": {"address": str(self._socket)},
+            "ttrpc": {"address": f"{self._socket}.ttrpc"},
+        }
+        self._daemon: Child | None = None
+
+    def __enter__(self) -> Self:
+        folder = self._hosts / self.host
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "hosts.toml").write_text(self._hosts_toml)
+        (self._scratch / "c.toml").write_text(to_toml(self._settings))
+        command = [program("containerd"), "-c", str(self._scratch / "c.toml"), "-l", "warn"]
+        self._daemon = _Answering(self.name, command, self._scratch / "containerd.log", self._ctr("version"))
+        self._daemon.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._daemon:
+            self._daemon.close()
+        clear_away(self._scratch)
+
+    def pull(self, repository: str, tag: str) -> str:
+        """Pulls and unpacks for this machine's platform."""
+        reference = f"{self.host}/{repository}:{tag}"
+        how = ["--hosts-dir", str(self._hosts), "--snapshotter", "overlayfs", "--platform", "linux/amd64"]
+        run(self._ctr("images", "pull", *how, reference))
+        for line in run(self._ctr("images", "list")).splitlines():
+            if line.startswith(f"{reference} "):
+                return line.split()[2]
+        raise AssertionError(f"containerd does not list {reference}")
+
+    def reset(self) -> None:
+        names = run(self._ctr("images", "list", "--quiet")).split()
+        if names:
+            run(self._ctr("images", "remove", "--sync", *names))
+        left = run(self._ctr("content", "list", "--quiet")).split()
+        assert not left, f"containerd still has {left}"
+
+    def _ctr(self, *arguments: str) -> list[str]:
+        # Not in namespace k8s.io, where images outlive their removal.
+        return [program("ctr"), "--address", str(self._socket), "--namespace", "test", *arguments]
+
+
+class Docker:
+    """dockerd through registry-mirrors: only Docker Hub has mirrors, and they are asked at their root."""
+
+    name = "docker"
+    host = "docker.io"
+
+    def __init__(self, scratch: Path, mirror: str) -> None:
+        self._scratch, self._mirror = scratch, mirror
+        self._url = f"unix://{scratch / 'd.sock'}"
+        self._daemon: Child | None = None
+
+    def __enter__(self) -> Self:
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        at = self._scratch
+        (at / "daemon.json").write_text(json.dumps({"registry-mirrors": [f"http://{self._mirror}"]}))
+        command = [program("dockerd"), "--config-file", f"{at}/daemon.json", "--host", self._url]
+        command += ["--data-root", f"{at}/data", "--exec-root", f"{at}/exec", "--pidfile", f"{at}/d.pid"]
+        command += ["--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false", "--bridge=none"]
+        command += ["--storage-driver", "overlay2", "--log-level", "warn"]
+        # Its way to Docker Hub ends on a closed port: what it has, it has from the mirror.
+        env = {"HTTPS_PROXY": f"http://{NOWHERE}", "NO_PROXY": "127.0.0.1"}
+        self._daemon = _Answering(self.name, command, at / "dockerd.log", self._docker("version"), env)
+        self._daemon.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._daemon:
+            self._daemon.close()
+        clear_away(self._scratch)
+
+    def pull(self, repository: str, tag: str) -> str:
+        short = f"{repository.removeprefix('library/')}:{tag}"
+        run(self._docker("pull", "--quiet", short))
+        names: list[str] = json.loads(run(self._docker("image", "inspect", "--format", "{{json .RepoDigests}}", short)))
+        return names[0].partition("@")[2]
+
+    def reset(self) -> None:
+        ids = run(self._docker("image", "ls", "--all", "--quiet", "--no-trunc")).split()
+        if ids:
+            run(self._docker("image", "rm", "--force", *sorted(set(ids))))
+
+    def _docker(self, *arguments: str) -> list[str]:
+        # A configuration folder of its own: no credentials and no context of whoever runs the tests.
+        return [program("docker"), "--config", f"{self._scratch}/cli", "--host", self._url, *arguments]
+
+
+class Podman:
+    """podman through registries.conf, whose library CRI-O shares: the mirror's location is a host and a path."""
+
+    name = "podman"
+    host = TEST_HOST
+
+    def __init__(self, scratch: Path, mirror: str) -> None:
+        self._scratch = scratch
+        self._env = {
+            "CONTAINERS_REGISTRIES_CONF": f"{scratch}/registries.conf",
+            "CONTAINERS_STORAGE_CONF": f"{scratch}/storage.conf",
+            "CONTAINERS_CONF": f"{scratch}/containers.conf",
+            "TMPDIR": f"{scratch}/tmp",
+            "XDG_RUNTIME_DIR": f"{scratch}/run",
+        }
+        self._registries = (
+            f'unqualified-search-registries = []\n\n[[registry]]\nprefix = "{self.host}"\nlocation = "{NOWHERE}"\n'
+            f'insecure = true\n\n[[registry.mirror]]\nlocation = "{mirror}/{self.host}"\ninsecure = true\n'
+        )
+        self._storage = {
+            "storage": {"driver": "overlay", "graphroot": f"{scratch}/graph", "runroot": f"{scratch}/runroot"}
+        }
+
+    def __enter__(self) -> Self:
+        for name in ("tmp", "run"):
+            (self._scratch / name).mkdir(parents=True, exist_ok=True)
+        (self._scratch / "registries.conf").write_text(self._registries)
+        (self._scratch / "storage.conf").write_text(to_toml(self._storage))
+        (self._scratch / "containers.conf").write_text(f'[engine]\ntmp_dir = "{self._scratch}/run/libpod"\n')
+        (self._scratch / "policy.json").write_text(_ACCEPT_ANYTHING)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        clear_away(self._scratch)
+
+    def pull(self, repository: str, tag: str) -> str:
+        reference = f"{self.host}/{repository}:{tag}"
+        self._podman("pull", "--quiet", "--signature-policy", f"{self._scratch}/policy.json", reference)
+        return self._podman("image", "inspect", "--format", "{{.Digest}}", reference).strip()
+
+    def reset(self) -> None:
+        self._podman("rmi", "--all", "--force")
+
+    def _podman(self, *arguments: str) -> str:
+        return run([program("podman"), "--cgroup-manager=cgroupfs", "--events-backend=file", *arguments], self._env)
+
+
+class _Answering(Child):
+    """A daemon that is ready once a command of its own client says so."""
+
+    def __init__(self, name: str, command: list[str], log: Path, asks: list[str], env: dict[str, str] | None = None):
+        super().__init__(name, command, log, env)
+        self._asks = asks
+
+    def is_ready(self) -> bool:
+        try:
+            run(self._asks, timeout_s=10)
+        except AssertionError:
+            return False
+        return True
+
+
+_ACCEPT_ANYTHING = json.dumps({"default": [{"type": "insecureAcceptAnything"}]})
+
+#: The four that every kind of node comes down to.
+EVERY_CLIENT = (Skopeo, Containerd, Docker, Podman)
