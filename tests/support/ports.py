@@ -1,8 +1,8 @@
 """Ports of 127.0.0.1 for processes that cannot tell which one they got, or must come back on the same one.
 
 Asking the kernel for port 0 and closing the socket leaves a gap in which another test process may be given the same
-port. Here a port belongs to whoever holds the lock on its file, for as long as the test process lives, and the range lies
-below the one the kernel hands out by itself (ip_local_port_range starts at 32768).
+port. Here a port belongs to whoever holds the lock on its file, for as long as the test process lives, and the range
+lies below the one the kernel hands out by itself (ip_local_port_range starts at 32768).
 """
 
 from __future__ import annotations

@@ -86,7 +86,8 @@ class Child:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process itself, not to its children."""
-        self._running and self._running.send_signal(number)
+        if self._running:
+            self._running.send_signal(number)
 
     def wait(self, timeout_s: float = STOP_S) -> int:
         """Its exit code; negative for a signal. Raises subprocess.TimeoutExpired."""
@@ -203,13 +204,13 @@ class Breakwater(Child):
 
 
 _ALARMING = re.compile(
-    r"Traceback \(most recent call last\)|Task was destroyed|never retrieved|was never awaited|Unclosed (client|connector)"
-    r"|ResourceWarning|Segmentation fault"
+    r"Traceback \(most recent call last\)|Task was destroyed|never retrieved|was never awaited"
+    r"|Unclosed (client|connector)|ResourceWarning|Segmentation fault"
 )
 
 
 def run(command: Sequence[str], env: Mapping[str, str] | None = None, timeout_s: float = 120) -> str:
-    """Run a command to its end and return its stdout. A failure's message holds the command, its stdout and its stderr."""
+    """Run a command to its end and return its stdout. Raises CommandFailed with the command and what it wrote."""
     done = subprocess.run(
         list(command),
         stdin=subprocess.DEVNULL,
@@ -313,9 +314,11 @@ def _status(port: int, path: str) -> int | None:
         connection.close()
 
 
-#: For tests that wait for something only the outside can see. The patience is no claim about speed.
 def eventually(true: Callable[[], object], what: str, timeout_s: float = START_S) -> None:
-    """Return once `true()` is true. Raises AssertionError saying what never came to be."""
+    """Return once `true()` is true: for what can only be seen from outside, never for what a test can be told.
+
+    The patience is no claim about speed. Raises AssertionError saying what never came to be.
+    """
     give_up_at = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < give_up_at, f"after {timeout_s} s still not: {what}"

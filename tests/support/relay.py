@@ -1,8 +1,8 @@
 """A relay in front of the origin: it sees every request on the wire, and can hold back the end of a body.
 
 Speaks just enough HTTP/1.1 to know where bodies begin and end, and shares no code with the package under test. Threads
-and blocking sockets on purpose: few connections come here (that is what is being shown), and a test can hold and release
-them from wherever it runs.
+and blocking sockets on purpose: few connections come here (that is what is being shown), and a test can hold and
+release them from wherever it runs.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Relay:
         with self._lock:
             return [each for each in self._seen if method in ("", each.method) and part in each.target]
 
-    # -- threads ---------------------------------------------------------------------------------------------------------
+    # -- threads -----------------------------------------------------------------------------------------------------
 
     def _spawn(self, work: Callable[..., None], *args: object) -> None:
         thread = threading.Thread(target=work, args=args, name="relay", daemon=True)
