@@ -1,0 +1,439 @@
+"""The sections and keys of the settings file, as frozen models.
+
+Attributes mirror the TOML names: `settings.server.listen`, `settings.upstreams[SourceHost("docker.io")].tag_ttl`. Every
+key says what it is, its unit, and why its default is what it is; the reference in the README is generated from that
+(`proxy/settings/reference.py`), and `setting` demands it. Defaults are spelled as one would write them in the file.
+
+Values are ready for use: durations are seconds (float), sizes are bytes (int), rates are bytes per second (int), lists
+are tuples, source hosts are `SourceHost`. Nothing is mutable. Checks that need two keys are in `contradictions.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+from proxy.oci.names import SourceHost
+from proxy.settings import values
+
+T = TypeVar("T")
+
+
+class IsPath:
+    """Marks a key that holds a path in the file system; relative ones are taken from the folder of their file."""
+
+
+def _listed(value: Any) -> Any:
+    """One value stands for a list of it; TOML's lists become tuples."""
+    if isinstance(value, list):
+        return tuple(value)
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _some_listed(value: Any) -> Any:
+    if not value and isinstance(value, (list, tuple)):
+        raise ValueError("expected at least one entry")
+    return _listed(value)
+
+
+def _addresses_listed(value: Any) -> Any:
+    """`url = "…"`, a list of such, or tables: all become tables."""
+    if not value and isinstance(value, (list, tuple)):
+        raise ValueError("expected at least one URL")
+    return tuple({"url": entry} if isinstance(entry, str) else entry for entry in _listed(value))
+
+
+def _maybe_source_host(value: Any) -> SourceHost | None:
+    return None if value in ("", None) else values.source_host_of(value)
+
+
+Size = Annotated[int, BeforeValidator(values.size_of)]
+Rate = Annotated[int, BeforeValidator(values.rate_of)]
+Amount = Annotated[values.Amount, BeforeValidator(values.amount_of)]
+Duration = Annotated[float, BeforeValidator(values.duration_of)]
+DurationOrZero = Annotated[float, BeforeValidator(values.duration_or_zero_of)]
+Lasting = Annotated[float, BeforeValidator(values.lasting_of)]
+ListenAddress = Annotated[values.TcpAddress | values.UnixAddress, BeforeValidator(values.address_of)]
+Url = Annotated[str, BeforeValidator(values.url_of)]
+Path = Annotated[str, BeforeValidator(values.path_of), IsPath()]
+Host = Annotated[SourceHost, BeforeValidator(values.source_host_of)]
+ProjectName = Annotated[str, BeforeValidator(values.project_name_of)]
+ProjectPath = Annotated[str, BeforeValidator(values.project_path_of)]
+RepositoryGlob = Annotated[str, BeforeValidator(values.repository_glob_of)]
+TagGlob = Annotated[str, BeforeValidator(values.tag_glob_of)]
+Rule = Annotated[str, BeforeValidator(values.rule_of)]
+Count = Annotated[int, Field(ge=1)]
+Some = Annotated[tuple[T, ...], BeforeValidator(_listed)]
+K = TypeVar("K")
+Table = Annotated[Mapping[K, T], AfterValidator(MappingProxyType)]
+
+
+def setting(default: Any = ..., /, *, what: str, why: str, unit: str = "") -> Any:
+    """A key of a section: its default as the file would spell it, what it is, its unit, and the reason of the default.
+
+    Without a default the key must be written. `None` means that the key is absent unless written.
+    """
+    return Field(default, description=what, json_schema_extra={"unit": unit, "why": why})
+
+
+class Section(BaseModel):
+    """A table of the file: frozen, nothing unknown, TOML's types as they are."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, arbitrary_types_allowed=True
+    )
+
+
+# -- [server] ----------------------------------------------------------------------------------------------------------
+
+
+class Tls(Section):
+    """A certificate to serve HTTPS with."""
+
+    cert: Path = setting(what="Certificate chain in PEM, leaf first.", why="HTTPS cannot be served without one.")
+    key: Path = setting(what="Private key of `cert` in PEM.", why="HTTPS cannot be served without one.")
+    client_ca: Path | None = setting(
+        None,
+        what="CAs in PEM; clients must then show a certificate of one of them.",
+        why="Most clusters tell nodes apart by network.",
+    )
+
+
+class Server(Section):
+    """Where clients and operators reach Breakwater."""
+
+    listen: Annotated[tuple[ListenAddress, ...], BeforeValidator(_some_listed)] = setting(
+        "localhost:5000",
+        what='Where clients pull: "host:port", ":port" (every address), "[::]:port", "unix:/path", or a list of these. '
+        "localhost means 127.0.0.1 and, where there is IPv6, ::1.",
+        why="Nobody but this machine, until somebody says otherwise; 5000 is the port registries use.",
+    )
+    admin_listen: ListenAddress = setting(
+        "127.0.0.1:5001",
+        what="Where /healthz, /readyz, /metrics, /api/v1/… and the dashboard are served; never on a `listen` address.",
+        why="What operators see names private repositories, so it stays on this machine.",
+    )
+    default_upstream: Annotated[SourceHost | None, BeforeValidator(_maybe_source_host)] = setting(
+        "docker.io",
+        what='The upstream of a path that names none, as Docker\'s registry-mirrors sends it; "" for none.',
+        why="Docker sends only Docker Hub to a mirror. Where docker.io is not configured the default is none.",
+    )
+    sealed: bool = setting(
+        False, what="Never contact any upstream.", why="A cache that cannot fill itself is of use only in an air gap."
+    )
+    tls: Tls | None = setting(
+        None, what="Serve HTTPS on every TCP `listen` address.", why="On one machine there is nobody to hide from."
+    )
+    shutdown_grace: DurationOrZero = setting(
+        "30s",
+        unit="seconds",
+        what="How long running answers may go on after SIGTERM.",
+        why="Kubernetes' own grace period is 30 s; systemd would kill at 90 s.",
+    )
+    max_connections: Count = setting(
+        16384,
+        unit="connections",
+        what="Client connections open at once; more wait in the kernel's queue.",
+        why="An idle one costs about 5 kB, so this many cost 80 MB. Fewer where the limit of open files is lower.",
+    )
+    request_log: Literal["all", "errors", "off"] = setting(
+        "all",
+        what='Which requests are logged: "all", "errors" (status 400 and above) or "off".',
+        why="The first question after an incident is who pulled what.",
+    )
+
+
+# -- [store] -----------------------------------------------------------------------------------------------------------
+
+
+class Store(Section):
+    """The one directory on disk."""
+
+    path: Path = setting(
+        what="The store's directory. Without a settings file: `$XDG_CACHE_HOME/breakwater`, else `~/.cache/breakwater`.",
+        why="Nothing under it is precious: all of it can be pulled again.",
+    )
+    capacity: Amount = setting(
+        "20GiB",
+        unit="bytes",
+        what='What the store may hold, transfers in flight included: a size, or a share such as "80%" of the file system.',
+        why="Some hundred images, and small enough for the laptop of somebody who never reads this.",
+    )
+    min_free: Amount = setting(
+        "5%",
+        unit="bytes and inodes",
+        what="What stays free on the file system, whoever fills it: cold blobs go until it is. As a share it counts for inodes, "
+        "too; beside a size, 5% of the inodes stay free.",
+        why="ext4 reserves 5% for the same reason. On a node that shares its disk with the kubelet use 25%, as it evicts pods at 15%.",
+    )
+
+    @property
+    def min_free_inode_share(self) -> float:
+        """The share of the file system's inodes that stays free, between 0 and 1."""
+        return self.min_free.share if self.min_free.share is not None else 0.05
+
+
+# -- [transfers] -------------------------------------------------------------------------------------------------------
+
+
+class Transfers(Section):
+    """How blobs are fetched and handed on."""
+
+    on_last_reader_gone: Literal["finish", "abort", "finish_when_near"] = setting(
+        "finish",
+        what='What becomes of a transfer that nobody reads any more: "finish" it, "abort" it, or "finish_when_near" its end.',
+        why="Whoever left mostly comes back, and a kubelet that retries should find the blob there.",
+    )
+    max_concurrent: Count = setting(
+        128,
+        unit="transfers",
+        what="Transfers running at once; further ones queue.",
+        why="Each costs two descriptors and about 2 MiB of buffers, so 256 MiB at the worst.",
+    )
+    max_per_upstream: Count = setting(
+        48,
+        unit="transfers",
+        what="Transfers running at once from one upstream; further ones queue.",
+        why="One slow upstream must leave room for the others, and registries throttle those who open too many.",
+    )
+    header_deadline: Duration = setting(
+        "25s",
+        unit="seconds",
+        what="Within this a client has its headers, whatever happens.",
+        why="containerd gives up on headers after 30 s.",
+    )
+    queue_deadline: Duration = setting(
+        "20s",
+        unit="seconds",
+        what="How long a request may queue for a transfer; after that it is 503 with Retry-After.",
+        why="It leaves 5 s of `header_deadline` for the answer itself.",
+    )
+    min_rate: Rate = setting(
+        "10KiB/s",
+        unit="bytes per second",
+        what="An upstream body slower than this over `min_rate_window` counts as stalled and is resumed elsewhere or failed.",
+        why="At this rate a layer of 100 MiB takes three hours: nobody waits for that.",
+    )
+    min_rate_window: Duration = setting(
+        "30s",
+        unit="seconds",
+        what="The time over which `min_rate` is measured.",
+        why="Longer than the pauses of a busy CDN.",
+    )
+    reader_min_rate: Rate = setting(
+        "10KiB/s",
+        unit="bytes per second",
+        what="A client that takes less than this over `reader_min_rate_window` is cut off.",
+        why="A stalled client holds 4 MB of kernel buffers and a descriptor.",
+    )
+    reader_min_rate_window: Duration = setting(
+        "60s",
+        unit="seconds",
+        what="The time over which `reader_min_rate` is measured.",
+        why="A node that swaps while it unpacks pauses for tens of seconds and deserves its layer.",
+    )
+
+
+# -- [log] -------------------------------------------------------------------------------------------------------------
+
+
+class Log(Section):
+    """What is written to standard error."""
+
+    format: Literal["auto", "json", "text"] = setting(
+        "auto",
+        what='"json" lines, "text", or "auto": text on a terminal, else json.',
+        why="People read terminals, programs read pipes.",
+    )
+    level: Literal["debug", "info", "warning", "error"] = setting(
+        "info",
+        what="The least important line that is written.",
+        why="One line for each request and each event worth an operator's eye.",
+    )
+
+
+# -- [upstreams."host"] ------------------------------------------------------------------------------------------------
+
+
+class Credentials(Section):
+    """How to identify ourselves: `username` with one of `password` and `password_file`; or another source, alone."""
+
+    username: str | None = setting(None, what="User name.", why="Public images need none.")
+    password: SecretStr | None = setting(
+        None,
+        what="Password or token, in the open; never printed.",
+        why="A file is better: settings end up in version control.",
+    )
+    password_file: Path | None = setting(
+        None,
+        what="File that holds the password or token; a closing newline is dropped.",
+        why="Public images need none.",
+    )
+    docker_config: Path | None = setting(
+        None, what="A Docker config.json with an entry for this host.", why="Public images need none."
+    )
+    helper: str | None = setting(None, what='A credential helper: "ecr", …', why="Public images need none.")
+
+
+class Endpoint(Section):
+    """One of an upstream's addresses, with credentials of its own where they differ."""
+
+    url: Url = setting(
+        what='"https://host", "http://host:port" or with a path before /v2/.', why="There is nothing to guess it from."
+    )
+    credentials: Credentials | None = setting(
+        None,
+        what="Credentials for this address alone.",
+        why="The upstream's `credentials` count for all its addresses.",
+    )
+
+
+class Upstream(Section):
+    """A registry that images come from. The table's name is its source host, as clients name it."""
+
+    url: Annotated[tuple[Endpoint, ...], BeforeValidator(_addresses_listed)] = setting(
+        what="Its address, or a list tried in order; an entry may be a table `{ url = …, credentials = … }`.",
+        why="Nothing a client sends is ever used as an address.",
+    )
+    credentials: Credentials | None = setting(
+        None, what="Credentials for this upstream.", why="Public images need none."
+    )
+    token_realms: Some[Host] = setting(
+        [],
+        what="Hosts, besides the upstream's own, that may receive these credentials for a token.",
+        why="An upstream that may name any realm may collect passwords (CVE-2026-33540).",
+    )
+    tag_ttl: Lasting = setting(
+        "10m",
+        unit="seconds",
+        what='A tag asked for again within this is answered without asking upstream; "0s" always asks, "forever" never again.',
+        why="A deployment that restarts asks once, and a moved tag is seen within minutes.",
+    )
+    stale_if_error: Lasting = setting(
+        "forever",
+        unit="seconds",
+        what="How long past `tag_ttl` a tag is served, marked stale, when upstream cannot answer.",
+        why="An outage upstream is when a mirror earns its keep.",
+    )
+    negative_ttl: DurationOrZero = setting(
+        "10s",
+        unit="seconds",
+        what='How long "not found" is remembered; "0s" for not at all.',
+        why="It absorbs a rollout of a wrong tag, and an image just pushed is there at the next retry.",
+    )
+    connect_timeout: Duration = setting(
+        "5s",
+        unit="seconds",
+        what="For one connection: name, TCP and TLS.",
+        why="Three addresses fit in `header_deadline`, and no healthy registry needs longer.",
+    )
+    sealed: bool = setting(False, what="Never contact this upstream.", why="As for `server.sealed`.")
+    allow_private: bool = setting(
+        False,
+        what="Whether names here may resolve to loopback, private or link-local addresses. An address written in `url` permits itself.",
+        why="A registry's redirect must not reach the machine's own network or a cloud's metadata (CVE-2026-2376).",
+    )
+    min_tls: Literal["1.2", "1.3"] = setting(
+        "1.2", what="The oldest TLS spoken with it.", why="Older ones are withdrawn (RFC 8996)."
+    )
+    ca: Path | None = setting(
+        None, what="CAs in PEM to trust besides the system's.", why="Public registries need none."
+    )
+    client_cert: Path | None = setting(None, what="Certificate to show, in PEM.", why="Public registries ask for none.")
+    client_key: Path | None = setting(
+        None, what="Private key of `client_cert` in PEM.", why="Public registries ask for none."
+    )
+    http_proxy: Url | None = setting(
+        None, what="HTTP proxy to reach it through.", why="The environment's proxy variables are not read."
+    )
+    no_proxy: Some[str] = setting(
+        [], what="Hosts to reach without `http_proxy`.", why="Without `http_proxy` there is nothing to except."
+    )
+
+
+# -- [projects.name], [policy], [robots.name] --------------------------------------------------------------------------
+
+
+class Project(Section):
+    """A named set of repositories with rules and a quota. `[projects.default]` is what belongs to no other."""
+
+    path: ProjectPath | None = setting(
+        None,
+        what="Reachable as /v2/<path>/<repository>.",
+        why="Without one it is reached as /v2/~<name>/… and by `match`.",
+    )
+    upstream: Host | None = setting(
+        None,
+        what="The upstream of requests that come through `path`.",
+        why="Without one it is `server.default_upstream`.",
+    )
+    match: Some[RepositoryGlob] = setting(
+        [],
+        what="Requests that name no project and belong to this one: globs over source host and repository.",
+        why="Nothing belongs to a project unnoticed.",
+    )
+    credentials: Credentials | None = setting(
+        None,
+        what="Credentials for `upstream`, of this project alone.",
+        why="The upstream's `credentials` count for all.",
+    )
+    allow: Some[Rule] = setting(
+        [],
+        what="What may be pulled; empty means everything that belongs here.",
+        why="A mirror that refuses by default is turned off.",
+    )
+    deny: Some[Rule] = setting([], what="What may not be pulled; wins over `allow`.", why="As for `allow`.")
+    quota: Size | None = setting(
+        None, unit="bytes", what="What this project's links may hold.", why="The store's capacity bounds all."
+    )
+    on_full: Literal["evict", "bypass", "deny"] = setting(
+        "evict",
+        what='When the quota is spent: "evict" its coldest blobs, "bypass" (serve, keep nothing), or "deny".',
+        why="A cache forgets; it does not refuse.",
+    )
+    access: Some[str] = setting(
+        ["anonymous"],
+        what='Who may pull: "anonymous", or names under [robots].',
+        why="Nodes have no names of their own.",
+    )
+    immutable_tags: Some[TagGlob] = setting([], what="Tags that never move here, once seen.", why="Most tags do move.")
+
+
+class Policy(Section):
+    """Rules of every project."""
+
+    deny: Some[Rule] = setting(
+        [], what="What may not be pulled through any project.", why="Nothing is bad for everybody by default."
+    )
+    unmatched: Literal["allow", "deny"] = setting(
+        "allow",
+        what="What becomes of requests that belong to no project.",
+        why="Without projects everything is unmatched.",
+    )
+
+
+class Robot(Section):
+    """An account of a program."""
+
+    secret_hash: SecretStr = setting(
+        what="Hash of its secret, as `breakwater robot create` prints it.", why="There is nothing to guess."
+    )
+    projects: Some[ProjectName] = setting(
+        what="The projects it may pull through.", why="An account without a purpose is a risk."
+    )
+
+
+class Settings(Section):
+    """Everything, validated. Make one with `proxy.settings.parse` or `proxy.settings.read`."""
+
+    server: Server = setting({}, what="", why="")
+    store: Store = setting(what="", why="")
+    transfers: Transfers = setting({}, what="", why="")
+    log: Log = setting({}, what="", why="")
+    upstreams: Table[Host, Upstream] = setting({}, what="", why="")
+    projects: Table[ProjectName, Project] = setting({}, what="", why="")
+    policy: Policy = setting({}, what="", why="")
+    robots: Table[str, Robot] = setting({}, what="", why="")

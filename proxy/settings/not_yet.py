@@ -1,0 +1,23 @@
+"""Keys that are a contract already and do nothing yet.
+
+Writing one is a problem, because a rule that is accepted and ignored would be a lie. When a feature lands, its line goes.
+"""
+
+from __future__ import annotations
+
+#: Pattern of the key, or of a table with all its keys -> what is missing.
+NOT_YET: dict[str, str] = {
+    "server.tls.client_ca": "client certificates are",
+    "upstreams.*.credentials.docker_config": "credentials from a Docker config.json are",
+    "upstreams.*.credentials.helper": "credential helpers are",
+    "upstreams.*.url.*.credentials.docker_config": "credentials from a Docker config.json are",
+    "upstreams.*.url.*.credentials.helper": "credential helpers are",
+    "upstreams.*.http_proxy": "HTTP proxies are",
+    "upstreams.*.no_proxy": "HTTP proxies are",
+    "projects.*.credentials": "credentials of a project's own are",
+    "projects.*.quota": "quotas are",
+    "projects.*.on_full": "quotas are",
+    "projects.*.access": "robots are",
+    "projects.*.immutable_tags": "immutable tags are",
+    "robots": "robots are",
+}
