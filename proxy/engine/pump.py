@@ -87,7 +87,9 @@ class Pump:
             self._transfer.fail(failure)
             return
         # A bug of ours: the readers must not hang on it, and the owner of this task must report it.
-        self._transfer.fail(Unreachable("the transfer broke inside Breakwater", upstream=self._transfer.source.upstream))
+        self._transfer.fail(
+            Unreachable("the transfer broke inside Breakwater", upstream=self._transfer.source.upstream)
+        )
         raise failure
 
     # -- from upstream ---------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ class TaskOwner:
     def __init__(self, report: Callable[[str], None]) -> None:
         self._report = report
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._hops: set[asyncio.Task[Any]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Run `work` in a task of this owner. Whoever awaits the task sees its result or error as usual."""
@@ -37,7 +38,9 @@ class TaskOwner:
 
         For hops to worker threads, which cannot be cancelled: a descriptor must not be closed under a running write.
         """
-        task = self.spawn(work, name)
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._hops.add(task)  # `aclose` waits for these and does not cancel them
+        task.add_done_callback(self._hops.discard)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -56,10 +59,8 @@ class TaskOwner:
         return len(self._tasks)
 
     async def aclose(self) -> None:
-        """Cancel what is left and wait until all of it has ended."""
-        while self._tasks:
-            tasks = tuple(self._tasks)
-            for task in tasks:
+        """Cancel what is left and wait until all of it has ended; running hops end by themselves."""
+        while self._tasks or self._hops:
+            for task in tuple(self._tasks):
                 task.cancel()
-            await asyncio.wait(tasks)
-            self._tasks.difference_update(tasks)
+            await asyncio.wait((*self._tasks, *self._hops))

@@ -1,0 +1,240 @@
+"""Blobs: from the store, from the running transfer, or from a new one; never two of them (INV-4)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cachetools import TTLCache
+
+from proxy.engine.capacity import Capacity
+from proxy.engine.flights import Flights
+from proxy.engine.links import Links
+from proxy.engine.manifests import MAX_NEGATIVES, holding_of
+from proxy.engine.origins import Origin
+from proxy.engine.pump import Pump, Work
+from proxy.engine.tasks import TaskOwner
+from proxy.engine.transfers import OnLastReaderGone, Source, Transfer, keeps_going
+from proxy.engine.verification import Verification
+from proxy.errors import Misbehaved, Overloaded, StoreError
+from proxy.events import Noticed, Outcome, TransferEnded
+from proxy.oci.descriptor import Descriptor
+from proxy.oci.digest import Digest
+from proxy.ports import BlobSource, Holding, LocalFile, OpenBlob
+from proxy.rules.routes import Route
+from proxy.rules.transfer import State
+
+#: How long a digest that upstream lied about is not asked for again, in seconds: clients that resume after a short body
+#: come back at once, and must not start a storm.
+BAD_FOR_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A blob ready to be served: where its bytes come from, its size in bytes, and how it was had."""
+
+    source: BlobSource
+    size: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many transfers run at once, in all and from one upstream; the next one waits its turn."""
+
+    in_all: int = 64
+    per_upstream: int = 32
+
+
+class _HeldFile:
+    """An open blob that capacity must not evict while it is read."""
+
+    def __init__(self, blob: OpenBlob, digest: Digest, capacity: Capacity) -> None:
+        self._blob = blob
+        self._digest = digest
+        self._capacity = capacity
+        self._is_open = True
+        self.fd = blob.fd
+        self.size = blob.size
+        self.identity = blob.identity
+        self.read = blob.read
+        capacity.hold(digest)
+
+    def close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._capacity.unhold(self._digest)
+            self._blob.close()
+
+
+class Blobs:
+    """Blobs and the transfers that bring them. True for this process."""
+
+    def __init__(
+        self,
+        work: Work,
+        links: Links,
+        verification: Verification,
+        *,
+        owner: TaskOwner,
+        on_last_reader_gone: OnLastReaderGone = "finish",
+        limits: Limits | None = None,
+    ) -> None:
+        self._work = work
+        self._links = links
+        self._verification = verification
+        self._owner = owner
+        self._policy: OnLastReaderGone = on_last_reader_gone
+        self._limits = limits or Limits()
+        self._running: dict[Digest, Transfer] = {}
+        self._tasks: dict[Transfer, asyncio.Task[None]] = {}
+        self._slots = asyncio.Semaphore(self._limits.in_all)
+        self._upstream_slots: dict[str, asyncio.Semaphore] = {}
+        self._confirming: Flights[tuple[Holding, Digest], int | None] = Flights(owner, "confirm blob")
+        self._bad: TTLCache[Digest, Misbehaved] = TTLCache(MAX_NEGATIVES, BAD_FOR_S, timer=work.clock.monotonic)
+
+    def running(self) -> Iterator[Transfer]:
+        """The running transfers, for status."""
+        return iter(tuple(self._running.values()))
+
+    # -- what clients ask ------------------------------------------------------------------------------------------------
+
+    async def open(self, route: Route, origin: Origin, digest: Digest) -> Opened:
+        """The blob, to be read. Raises UnknownBlob, or what upstream raises; the size is known when it returns."""
+        expected = await self._authorise(route, origin, digest)
+        if (stored := await self._stored(digest)) is not None:
+            return stored
+        if (bad := self._bad.get(digest)) is not None:
+            raise Misbehaved(f"{bad}; not asked again for {BAD_FOR_S:g} s", upstream=bad.upstream)
+        transfer, outcome = self._joined(route, origin, digest, expected)
+        reader = transfer.join()
+        try:
+            return Opened(reader, await reader.confirmed_size(), outcome)
+        except BaseException:
+            reader.leave()
+            raise
+
+    async def size(self, route: Route, origin: Origin, digest: Digest) -> tuple[int, Outcome]:
+        """The size in bytes, for HEAD. An uncached blob costs an upstream HEAD, never a download. Raises like `open`."""
+        expected = await self._authorise(route, origin, digest)
+        if (blob := await self._open_file(digest)) is not None:
+            self._work.capacity.touch(digest)
+            blob.close()
+            return blob.size, "hit"
+        if (
+            (running := self._running.get(digest)) is not None
+            and running.is_size_confirmed
+            and running.size is not None
+        ):
+            return running.size, "coalesced"
+        size = await self._confirmed(route, origin, digest)
+        if size is None:
+            size = expected
+        if size is None:
+            opened = await self.open(route, origin, digest)
+            if isinstance(opened.source, LocalFile):
+                opened.source.blob.close()
+            else:
+                opened.source.leave()
+            size = opened.size
+        return size, "miss"
+
+    # -- who may ---------------------------------------------------------------------------------------------------------
+
+    async def _authorise(self, route: Route, origin: Origin, digest: Digest) -> int | None:
+        """A link, or upstream's own word for this very repository (INV-8). Returns the size where it is known.
+
+        Without a link upstream is asked in the same way whether the blob is cached or not, so that neither the answer
+        nor what it costs upstream tells a stranger what is here.
+        """
+        index = await self._links.of(holding_of(route))
+        if (linked := index.descriptor(digest)) is not None:
+            return linked.size
+        return await self._confirmed(route, origin, digest)
+
+    async def _confirmed(self, route: Route, origin: Origin, digest: Digest) -> int | None:
+        return await self._confirming.join((holding_of(route), digest), lambda: self._confirm(route, origin, digest))
+
+    async def _confirm(self, route: Route, origin: Origin, digest: Digest) -> int | None:
+        size = await origin.upstream.blob_size(route.repository, digest)
+        if size is not None:
+            try:
+                await self._links.put_blob(holding_of(route), Descriptor("application/octet-stream", digest, size))
+            except StoreError as error:
+                self._work.observe(Noticed("warning", f"the link of {digest} could not be kept: {error}"))
+        return size
+
+    # -- from the store ----------------------------------------------------------------------------------------------------
+
+    async def _open_file(self, digest: Digest) -> _HeldFile | None:
+        try:
+            blob = await self._work.blobs.open(digest)
+        except StoreError as error:
+            self._work.observe(Noticed("error", f"cannot read {digest} from the store, asking upstream: {error}"))
+            return None
+        return _HeldFile(blob, digest, self._work.capacity) if blob is not None else None
+
+    async def _stored(self, digest: Digest) -> Opened | None:
+        """The stored file: as it is when it was verified since the start, else through the hashing of it."""
+        blob = await self._open_file(digest)
+        if blob is None:
+            return None
+        self._work.capacity.touch(digest)
+        if self._verification.is_verified(digest, blob.identity):
+            return Opened(LocalFile(blob), blob.size, "hit")
+        return Opened(self._verification.tail(digest, blob).join(), blob.size, "hit")
+
+    # -- from upstream -------------------------------------------------------------------------------------------------------
+
+    def _joined(self, route: Route, origin: Origin, digest: Digest, expected: int | None) -> tuple[Transfer, Outcome]:
+        """The running transfer, or a new one: looked up and registered without an await between (INV-4)."""
+        running = self._running.get(digest)
+        if running is not None and running.is_joinable:
+            return running, "coalesced"
+        source = Source(route.host, route.repository.value)
+        transfer = Transfer(
+            digest, source, started_at=self._work.clock.monotonic(), policy=self._policy, expected=expected
+        )
+        transfer.on_ended = self._ended
+        transfer.on_deserted = self._deserted
+        self._running[digest] = transfer
+        pump = Pump(transfer, origin.upstream, route.repository, self._work, self._owner)
+        self._tasks[transfer] = self._owner.spawn_background(self._run(transfer, pump), f"transfer {digest}")
+        return transfer, "miss"
+
+    async def _run(self, transfer: Transfer, pump: Pump) -> None:
+        """Wait for a turn, then pump. A transfer nobody waits for any more does not get its turn."""
+        host = transfer.source.upstream
+        per_upstream = self._upstream_slots.setdefault(host, asyncio.Semaphore(self._limits.per_upstream))
+        try:
+            async with per_upstream, self._slots:
+                await pump.run()
+        finally:
+            self._tasks.pop(transfer, None)
+            if not transfer.has_ended:
+                transfer.fail(Overloaded(f"the transfer of {transfer.digest} was given up before its turn"))
+
+    def _deserted(self, transfer: Transfer) -> None:
+        """The last reader left: go on for the store's sake, or stop (setting `transfers.on_last_reader_gone`)."""
+        has_file = transfer.ring is None
+        if has_file and keeps_going(transfer.policy, received=transfer.received, size=transfer.size):
+            return
+        if (task := self._tasks.get(transfer)) is not None:
+            task.cancel()
+
+    def _ended(self, transfer: Transfer) -> None:
+        if self._running.get(transfer.digest) is transfer:
+            del self._running[transfer.digest]
+        if isinstance(transfer.failure, Misbehaved):
+            self._bad[transfer.digest] = transfer.failure
+        self._work.observe(
+            TransferEnded(
+                transfer.source.upstream,
+                transfer.source.repository,
+                str(transfer.digest),
+                transfer.received,
+                self._work.clock.monotonic() - transfer.started_at,
+                "" if transfer.state is State.COMMITTED else str(transfer.failure),
+            )
+        )

@@ -1,0 +1,212 @@
+"""Manifests: whole, verified, byte for byte (INV-9), from memory, the store or upstream, in this order.
+
+A manifest that is not linked to the asking holding is fetched from upstream for that very repository, cached or not: the
+fetch is the proof that it may be seen (INV-8), and what it costs upstream tells nothing about the cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cachetools import LRUCache, TLRUCache
+
+from proxy.engine.capacity import Capacity
+from proxy.engine.flights import Flights
+from proxy.engine.links import Links
+from proxy.engine.origins import Origin
+from proxy.engine.tasks import TaskOwner
+from proxy.engine.verification import Verification
+from proxy.errors import InvalidManifest, Misbehaved, NotFound, Overloaded, StoreError, UnknownManifest
+from proxy.events import Event, Noticed, Outcome
+from proxy.oci.descriptor import Descriptor
+from proxy.oci.digest import Digest, Verifier
+from proxy.oci.manifest import MAX_MANIFEST_BYTES, Manifest
+from proxy.oci.names import Tag, TagOrDigest
+from proxy.ports import BlobStore, Clock, Holding
+from proxy.rules.routes import Route
+
+#: Manifests kept ready in memory, in bytes of body: thousands of them, within the memory target of performance.md.
+MAX_READY_BYTES = 16 << 20
+#: "Not found" answers remembered at a time; a scan of random tags must not grow memory.
+MAX_NEGATIVES = 10_000
+
+
+def holding_of(route: Route) -> Holding:
+    """The key of a route's tags and links."""
+    return Holding(route.project, route.host, route.repository.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A verified manifest at hand: its descriptor, its bytes and what they say."""
+
+    descriptor: Descriptor
+    body: bytes
+    manifest: Manifest
+
+
+class Manifests:
+    """Verified manifests. True for this process."""
+
+    def __init__(
+        self,
+        blobs: BlobStore,
+        capacity: Capacity,
+        links: Links,
+        verification: Verification,
+        *,
+        clock: Clock,
+        owner: TaskOwner,
+        observe: Callable[[Event], None],
+    ) -> None:
+        self._blobs = blobs
+        self._capacity = capacity
+        self._links = links
+        self._verification = verification
+        self._clock = clock
+        self._owner = owner
+        self._observe = observe
+        self._ready: LRUCache[Digest, Held] = LRUCache(MAX_READY_BYTES, getsizeof=lambda held: len(held.body) + 1024)
+        self._fetching: Flights[tuple[Holding, TagOrDigest], Held] = Flights(owner, "fetch manifest")
+        self._loading: Flights[Digest, bytes | None] = Flights(owner, "load manifest")
+        self._absent: TLRUCache[tuple[Holding, TagOrDigest], tuple[float, str]] = TLRUCache(
+            MAX_NEGATIVES, ttu=lambda _, value, now: now + value[0], timer=clock.monotonic
+        )
+
+    # -- by digest -----------------------------------------------------------------------------------------------------
+
+    async def get(self, route: Route, origin: Origin, digest: Digest) -> tuple[Held, Outcome]:
+        """The manifest. Raises UnknownManifest, InvalidManifest, or what upstream raises."""
+        holding = holding_of(route)
+        index = await self._links.of(holding)
+        if (linked := index.descriptor(digest)) is not None:
+            if (held := await self.local(linked)) is not None:
+                if digest not in index.records:
+                    await self._link(holding, held, None)
+                return held, "hit"
+        return await self.fetch(route, origin, digest)
+
+    async def local(self, descriptor: Descriptor) -> Held | None:
+        """The manifest if its bytes are here and right. `descriptor` is as the asking holding knows it."""
+        digest = descriptor.digest
+        if (held := self._ready.get(digest)) is not None:
+            self._capacity.touch(digest)
+            return held
+        body = await self._loading.join(digest, lambda: self._load(digest))
+        if body is None:
+            return None
+        try:
+            manifest = Manifest.parse(body, descriptor.media_type)
+        except InvalidManifest:
+            return None  # linked as a blob: bytes that are not a manifest are not served as one
+        held = Held(Descriptor(manifest.media_type, digest, len(body)), body, manifest)
+        self._ready[digest] = held
+        return held
+
+    def at_hand(self, digest: Digest) -> Held | None:
+        """The manifest if it is in memory: no waiting, for the warm path."""
+        held: Held | None = self._ready.get(digest)
+        return held
+
+    def forget(self, digest: Digest) -> None:
+        """It was purged or evicted for good."""
+        self._ready.pop(digest, None)
+
+    async def _load(self, digest: Digest) -> bytes | None:
+        try:
+            blob = await self._blobs.open(digest)
+        except (StoreError, Overloaded) as error:
+            self._observe(Noticed("error", f"cannot read {digest} from the store, asking upstream: {error}"))
+            return None
+        if blob is None:
+            return None
+        try:
+            if blob.size > MAX_MANIFEST_BYTES:
+                return None
+            verifier = Verifier(digest)
+            body = b""
+            while piece := await self._owner.uninterrupted(
+                blob.read(len(body), MAX_MANIFEST_BYTES, verifier), "read a manifest"
+            ):
+                body += piece
+        except StoreError as error:
+            self._observe(Noticed("error", f"cannot read {digest} from the store, asking upstream: {error}"))
+            return None
+        finally:
+            blob.close()
+        if not verifier.agrees():
+            await self._blobs.quarantine(digest, "the stored file does not hash to its name")
+            self._capacity.forget(digest)
+            self._observe(Noticed("error", f"{digest} does not hash to its name; moved to quarantine"))
+            return None
+        self._verification.remember(digest, blob.identity)
+        self._capacity.touch(digest)
+        return body
+
+    # -- from upstream ---------------------------------------------------------------------------------------------------
+
+    async def fetch(self, route: Route, origin: Origin, target: TagOrDigest) -> tuple[Held, Outcome]:
+        """The manifest from upstream, asked for once however many wait. Raises like `get`."""
+        key = (holding_of(route), target)
+        if (absent := self._absent.get(key)) is not None:
+            raise UnknownManifest(absent[1])
+        flight, is_new = self._fetching.start(key, lambda: self._fetch(route, origin, target))
+        return await asyncio.shield(flight), "miss" if is_new else "coalesced"
+
+    async def _fetch(self, route: Route, origin: Origin, target: TagOrDigest) -> Held:
+        holding = holding_of(route)
+        try:
+            answer = await origin.upstream.manifest(route.repository, target)
+        except NotFound as error:
+            self._absent[(holding, target)] = (origin.negative_ttl_s, str(error))
+            raise
+        claimed = target if isinstance(target, Digest) else answer.digest
+        digest = Digest.of(answer.body, claimed.algorithm if claimed else "sha256")
+        if claimed is not None and digest != claimed:
+            raise Misbehaved(
+                f"{route.host} answered {route.repository} {target} with a manifest that hashes to {digest}"
+                + ("" if isinstance(target, Digest) else f" and says it is {claimed}"),
+                upstream=route.host,
+            )
+        manifest = Manifest.parse(answer.body, answer.media_type)
+        held = Held(Descriptor(manifest.media_type, digest, len(answer.body)), answer.body, manifest)
+        await self.keep(held)
+        await self._link(holding, held, target if isinstance(target, Tag) else None)
+        return held
+
+    async def keep(self, held: Held) -> None:
+        """Commit the bytes to the store, as far as there is room; ready in memory in any case."""
+        digest = held.descriptor.digest
+        self._ready[digest] = held
+        try:
+            reservation = await self._capacity.reserve(len(held.body))
+        except StoreError as error:
+            self._not_kept(digest, error)
+            return
+        try:
+            ingest = await self._blobs.ingest(digest, Verifier(digest))
+            try:
+                await self._owner.uninterrupted(ingest.write(held.body), "write a manifest")
+                await self._owner.uninterrupted(ingest.commit(), "commit a manifest")
+            except BaseException:
+                await self._owner.uninterrupted(ingest.abort(), "abort a manifest")
+                raise
+            finally:
+                ingest.close()
+            reservation.settle(digest, len(held.body))
+        except (StoreError, Overloaded) as error:
+            self._not_kept(digest, error)
+        finally:
+            reservation.release()
+
+    async def _link(self, holding: Holding, held: Held, tag: Tag | None) -> None:
+        try:
+            await self._links.put_manifest(holding, held.descriptor, held.manifest, tag)
+        except StoreError as error:
+            self._observe(Noticed("warning", f"the link of {held.descriptor.digest} could not be kept: {error}"))
+
+    def _not_kept(self, digest: Digest, error: Exception) -> None:
+        self._capacity.degraded = str(error)
+        self._observe(Noticed("warning", f"manifest {digest} was served and not kept: {error}"))

@@ -1,0 +1,194 @@
+"""Tags: what upstream last said, for how long it stands, and one revalidation for any number of askers (INV-6)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cachetools import LRUCache
+
+from proxy.engine.flights import Flights
+from proxy.engine.links import Links
+from proxy.engine.manifests import Held, Manifests, holding_of
+from proxy.engine.origins import Origin
+from proxy.engine.tasks import TaskOwner
+from proxy.errors import InvalidManifest, NotFound, StoreError, UpstreamError
+from proxy.events import Event, Noticed, Outcome, TagMoved
+from proxy.oci.digest import Digest
+from proxy.oci.names import Tag
+from proxy.ports import Clock, Holding, Records, TagRecord
+from proxy.rules import freshness
+from proxy.rules.routes import Route
+
+#: Tag records kept in memory.
+MAX_READY = 20_000
+#: How long a client waits for a revalidation before it gets the stale answer, in seconds (product.md, promise 3).
+STALE_AFTER_S = 2.0
+#: After a revalidation that failed, stale is served at once for this long before upstream is asked again, in seconds.
+RECHECK_AFTER_S = 10.0
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A record and what this process knows beyond it. Monotonic times, so that a clock that jumps ages nothing."""
+
+    record: TagRecord
+    validated_monotonic: float | None = None
+    retry_at: float = 0.0
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a tag means. `age_s` since upstream said so, None when unknown. `trouble`: why it is stale, or ""."""
+
+    held: Held
+    outcome: Outcome
+    age_s: float | None
+    trouble: str = ""
+
+
+class Tags:
+    """Tag records. True for this process."""
+
+    def __init__(
+        self,
+        records: Records,
+        manifests: Manifests,
+        links: Links,
+        *,
+        clock: Clock,
+        owner: TaskOwner,
+        observe: Callable[[Event], None],
+    ) -> None:
+        self._records = records
+        self._manifests = manifests
+        self._links = links
+        self._clock = clock
+        self._observe = observe
+        self._ready: LRUCache[tuple[Holding, Tag], _Entry] = LRUCache(MAX_READY)
+        self._asking: Flights[tuple[Holding, Tag], tuple[Held, Outcome]] = Flights(owner, "revalidate tag")
+
+    def at_hand(self, holding: Holding, tag: Tag, origin: Origin) -> tuple[Digest, float] | None:
+        """Digest and age of a tag that may be served without asking, if it is in memory: for the warm path."""
+        entry: _Entry | None = self._ready.get((holding, tag))
+        if entry is None:
+            return None
+        age = self._age(entry)
+        if freshness.judge(age, origin.tag_policy) is not freshness.Answer.SERVE:
+            return None
+        return entry.record.descriptor.digest, age or 0.0
+
+    async def resolve(self, route: Route, origin: Origin, tag: Tag) -> Resolved:
+        """The manifest that `tag` means. Raises UnknownManifest, InvalidManifest, or what upstream raises."""
+        holding = holding_of(route)
+        entry = await self._entry(holding, tag)
+        if entry is None:
+            return await self._first(route, origin, tag)
+        answer = freshness.judge(self._age(entry), origin.tag_policy)
+        if answer is freshness.Answer.SERVE:
+            return await self._serve(route, origin, entry, "hit")
+        if answer is freshness.Answer.REVALIDATE and self._clock.monotonic() < entry.retry_at:
+            return await self._serve(route, origin, entry, "stale")
+        flight, _ = self._asking.start((holding, tag), lambda: self._revalidate(route, origin, tag, entry))
+        if answer is freshness.Answer.REFUSE:
+            return _asked(await asyncio.shield(flight))
+        return await self._in_time(flight, route, origin, tag, entry)
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    async def _first(self, route: Route, origin: Origin, tag: Tag) -> Resolved:
+        """Never seen: the manifest itself is asked for, one request instead of a HEAD and a GET."""
+        flight, is_new = self._asking.start((holding_of(route), tag), lambda: self._ask_first(route, origin, tag))
+        held, outcome = await asyncio.shield(flight)
+        return Resolved(held, outcome if is_new else "coalesced", 0.0)
+
+    async def _ask_first(self, route: Route, origin: Origin, tag: Tag) -> tuple[Held, Outcome]:
+        held, outcome = await self._manifests.fetch(route, origin, tag)
+        await self._write(holding_of(route), tag, held, origin)
+        return held, outcome
+
+    async def _in_time(
+        self, flight: asyncio.Task[tuple[Held, Outcome]], route: Route, origin: Origin, tag: Tag, entry: _Entry
+    ) -> Resolved:
+        """The revalidated answer if it comes within STALE_AFTER_S, else the stale one while the asking goes on."""
+        try:
+            done, _ = await asyncio.wait([flight], timeout=STALE_AFTER_S)
+            if done:
+                return _asked(flight.result())
+            entry.trouble = f"{route.host} takes more than {STALE_AFTER_S:g} s to revalidate"
+        except (UpstreamError, InvalidManifest) as error:
+            entry.trouble = str(error)
+        return await self._serve(route, origin, entry, "stale")
+
+    async def _revalidate(self, route: Route, origin: Origin, tag: Tag, entry: _Entry) -> tuple[Held, Outcome]:
+        """HEAD, which is free where GET is counted; the manifest is fetched only when the tag has moved."""
+        holding = holding_of(route)
+        was = entry.record.descriptor
+        try:
+            head = await origin.upstream.manifest_head(route.repository, tag)
+            if head.digest == was.digest:
+                held, outcome = await self._manifests.get(route, origin, was.digest)
+            elif head.digest is not None:
+                held, outcome = await self._manifests.get(route, origin, head.digest)
+            else:
+                held, outcome = await self._manifests.fetch(route, origin, tag)
+        except NotFound:
+            await self._forget(holding, tag)
+            raise
+        except (UpstreamError, InvalidManifest):
+            entry.retry_at = self._clock.monotonic() + RECHECK_AFTER_S
+            raise
+        if held.descriptor.digest != was.digest:
+            self._observe(
+                TagMoved(route.host, route.repository.value, tag.value, str(was.digest), str(held.descriptor.digest))
+            )
+        await self._write(holding, tag, held, origin)
+        return held, outcome
+
+    # -- answering -------------------------------------------------------------------------------------------------------
+
+    async def _serve(self, route: Route, origin: Origin, entry: _Entry, outcome: Outcome) -> Resolved:
+        """What the record says, from the store; evicted content is fetched again by digest."""
+        held = await self._manifests.local(entry.record.descriptor)
+        if held is None:
+            held, fetched = await self._manifests.fetch(route, origin, entry.record.descriptor.digest)
+            outcome = outcome if outcome == "stale" else fetched
+        return Resolved(held, outcome, self._age(entry), entry.trouble if outcome == "stale" else "")
+
+    def _age(self, entry: _Entry) -> float | None:
+        if entry.validated_monotonic is not None:
+            return self._clock.monotonic() - entry.validated_monotonic
+        return freshness.age(validated_at=entry.record.validated_at, now=self._clock.wall())
+
+    async def _entry(self, holding: Holding, tag: Tag) -> _Entry | None:
+        entry: _Entry | None = self._ready.get((holding, tag))
+        if entry is not None:
+            return entry
+        record = await self._records.tag(holding, tag)
+        if record is None:
+            return None
+        return self._ready.setdefault((holding, tag), _Entry(record))
+
+    async def _write(self, holding: Holding, tag: Tag, held: Held, origin: Origin) -> None:
+        record = TagRecord(tag.value, held.descriptor, self._clock.wall(), origin.host)
+        self._ready[(holding, tag)] = _Entry(record, self._clock.monotonic())
+        try:
+            await self._links.put_tag(holding, held.descriptor.digest, tag)
+            await self._records.put_tag(holding, record)
+        except StoreError as error:
+            self._observe(Noticed("warning", f"the record of {holding}:{tag} could not be kept: {error}"))
+
+    async def _forget(self, holding: Holding, tag: Tag) -> None:
+        """Upstream says that the tag is gone. Its digest stays readable: only the name is forgotten."""
+        self._ready.pop((holding, tag), None)
+        try:
+            await self._records.remove(holding, tags=[tag])
+        except StoreError as error:
+            self._observe(Noticed("warning", f"the record of {holding}:{tag} could not be removed: {error}"))
+
+
+def _asked(answer: tuple[Held, Outcome]) -> Resolved:
+    held, outcome = answer
+    return Resolved(held, outcome, 0.0)
