@@ -14,7 +14,7 @@ class BreakwaterError(Exception):
     """The root. Raised only through its children."""
 
 
-# -- what the client asked for ------------------------------------------------------------------------------------------
+# -- what the client asked for -------------------------------------------------------------------------------------
 
 
 class BadRequest(BreakwaterError):
@@ -90,7 +90,7 @@ class Overloaded(BreakwaterError):
         self.retry_after_s = retry_after_s
 
 
-# -- an upstream ---------------------------------------------------------------------------------------------------------
+# -- an upstream ---------------------------------------------------------------------------------------------------
 
 FailureClass = Literal["unreachable", "timeout", "throttled", "unauthorised", "misbehaved"]
 
@@ -139,7 +139,7 @@ class Misbehaved(UpstreamError):
     failure = "misbehaved"
 
 
-# -- our store -----------------------------------------------------------------------------------------------------------
+# -- our store -----------------------------------------------------------------------------------------------------
 
 
 class StoreError(BreakwaterError):
@@ -158,7 +158,7 @@ class Corrupt(StoreError):
     """Stored bytes are not what their name or checksum says."""
 
 
-# -- settings and commands -------------------------------------------------------------------------------------------------
+# -- settings and commands -----------------------------------------------------------------------------------------
 
 
 class InvalidSettings(BreakwaterError):

@@ -14,7 +14,7 @@ from proxy.oci.descriptor import Descriptor
 from proxy.oci.digest import Digest, Verifier
 from proxy.oci.names import Repository, Tag, TagOrDigest
 
-# -- time ------------------------------------------------------------------------------------------------------------------
+# -- time -----------------------------------------------------------------------------------------------------------
 
 
 class Clock(Protocol):
@@ -33,7 +33,7 @@ class Clock(Protocol):
         ...
 
 
-# -- bytes at rest -----------------------------------------------------------------------------------------------------------
+# -- bytes at rest -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class BlobStore(Protocol):
         ...
 
 
-# -- records at rest -----------------------------------------------------------------------------------------------------------
+# -- records at rest -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -251,7 +251,7 @@ class Facts(Protocol):
         ...
 
 
-# -- other registries ------------------------------------------------------------------------------------------------------------
+# -- other registries ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +339,7 @@ class Upstream(Protocol):
         ...
 
 
-# -- how to serve, as a value ------------------------------------------------------------------------------------------------------
+# -- how to serve, as a value --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,8 +357,11 @@ class Tail(Protocol):
     full or failing. `in_file` may grow with every call of `beyond`, and never shrinks.
     """
 
-    size: int
-    fd: int
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def fd(self) -> int: ...
 
     @property
     def in_file(self) -> int: ...

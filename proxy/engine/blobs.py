@@ -98,7 +98,7 @@ class Blobs:
         """The running transfers, for status."""
         return iter(tuple(self._running.values()))
 
-    # -- what clients ask ------------------------------------------------------------------------------------------------
+    # -- what clients ask -------------------------------------------------------------------------------------------
 
     async def open(self, route: Route, origin: Origin, digest: Digest) -> Opened:
         """The blob, to be read. Raises UnknownBlob, or what upstream raises; the size is known when it returns."""
@@ -116,7 +116,8 @@ class Blobs:
             raise
 
     async def size(self, route: Route, origin: Origin, digest: Digest) -> tuple[int, Outcome]:
-        """The size in bytes, for HEAD. An uncached blob costs an upstream HEAD, never a download. Raises like `open`."""
+        """The size in bytes, for HEAD. An uncached blob costs an upstream HEAD, never a download. Raises like
+        `open`."""
         expected = await self._authorise(route, origin, digest)
         if (blob := await self._open_file(digest)) is not None:
             self._work.capacity.touch(digest)
@@ -140,7 +141,7 @@ class Blobs:
             size = opened.size
         return size, "miss"
 
-    # -- who may ---------------------------------------------------------------------------------------------------------
+    # -- who may ----------------------------------------------------------------------------------------------------
 
     async def _authorise(self, route: Route, origin: Origin, digest: Digest) -> int | None:
         """A link, or upstream's own word for this very repository (INV-8). Returns the size where it is known.
@@ -165,7 +166,7 @@ class Blobs:
                 self._work.observe(Noticed("warning", f"the link of {digest} could not be kept: {error}"))
         return size
 
-    # -- from the store ----------------------------------------------------------------------------------------------------
+    # -- from the store ---------------------------------------------------------------------------------------------
 
     async def _open_file(self, digest: Digest) -> _HeldFile | None:
         try:
@@ -185,7 +186,7 @@ class Blobs:
             return Opened(LocalFile(blob), blob.size, "hit")
         return Opened(self._verification.tail(digest, blob).join(), blob.size, "hit")
 
-    # -- from upstream -------------------------------------------------------------------------------------------------------
+    # -- from upstream ----------------------------------------------------------------------------------------------
 
     def _joined(self, route: Route, origin: Origin, digest: Digest, expected: int | None) -> tuple[Transfer, Outcome]:
         """The running transfer, or a new one: looked up and registered without an await between (INV-4)."""

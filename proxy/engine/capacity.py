@@ -85,7 +85,7 @@ class Capacity:
         self._dirty: dict[Digest, int] = {}
         self._forgotten: set[Digest] = set()
 
-    # -- what hits do ------------------------------------------------------------------------------------------------
+    # -- what hits do -----------------------------------------------------------------------------------------------
 
     def touch(self, digest: Digest) -> None:
         """It was used just now."""
@@ -103,7 +103,7 @@ class Capacity:
         else:
             self._reading[digest] -= 1
 
-    # -- what transfers do ---------------------------------------------------------------------------------------------
+    # -- what transfers do ------------------------------------------------------------------------------------------
 
     async def reserve(self, size: int | None) -> Reservation:
         """Promise room for `size` bytes (None: unknown, in steps), evicting where needed. Raises OutOfSpace."""
@@ -172,7 +172,7 @@ class Capacity:
                 )
             await self.evict(victims)
 
-    # -- counting and remembering ----------------------------------------------------------------------------------------
+    # -- counting and remembering -----------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Count the store and keep the order of use written down, in the background."""

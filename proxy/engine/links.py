@@ -1,7 +1,7 @@
 """Who may see which digest: links, indexed in memory a holding at a time (INV-8, house.md conviction 9).
 
-The records on disk are the truth; an index is loaded when a holding is first asked about and dropped when it has not been
-asked about for long. Bytes are shared, permission is not: a digest that is not linked opens nothing.
+The records on disk are the truth; an index is loaded when a holding is first asked about and dropped when it has not
+been asked about for long. Bytes are shared, permission is not: a digest that is not linked opens nothing.
 """
 
 from __future__ import annotations

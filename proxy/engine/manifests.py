@@ -1,7 +1,7 @@
 """Manifests: whole, verified, byte for byte (INV-9), from memory, the store or upstream, in this order.
 
-A manifest that is not linked to the asking holding is fetched from upstream for that very repository, cached or not: the
-fetch is the proof that it may be seen (INV-8), and what it costs upstream tells nothing about the cache.
+A manifest that is not linked to the asking holding is fetched from upstream for that very repository, cached or not:
+the fetch is the proof that it may be seen (INV-8), and what it costs upstream tells nothing about the cache.
 """
 
 from __future__ import annotations
@@ -75,17 +75,16 @@ class Manifests:
             MAX_NEGATIVES, ttu=lambda _, value, now: now + value[0], timer=clock.monotonic
         )
 
-    # -- by digest -----------------------------------------------------------------------------------------------------
+    # -- by digest --------------------------------------------------------------------------------------------------
 
     async def get(self, route: Route, origin: Origin, digest: Digest) -> tuple[Held, Outcome]:
         """The manifest. Raises UnknownManifest, InvalidManifest, or what upstream raises."""
         holding = holding_of(route)
         index = await self._links.of(holding)
-        if (linked := index.descriptor(digest)) is not None:
-            if (held := await self.local(linked)) is not None:
-                if digest not in index.records:
-                    await self._link(holding, held, None)
-                return held, "hit"
+        if (linked := index.descriptor(digest)) is not None and (held := await self.local(linked)) is not None:
+            if digest not in index.records:
+                await self._link(holding, held, None)
+            return held, "hit"
         return await self.fetch(route, origin, digest)
 
     async def local(self, descriptor: Descriptor) -> Held | None:
@@ -145,7 +144,7 @@ class Manifests:
         self._capacity.touch(digest)
         return body
 
-    # -- from upstream ---------------------------------------------------------------------------------------------------
+    # -- from upstream ----------------------------------------------------------------------------------------------
 
     async def fetch(self, route: Route, origin: Origin, target: TagOrDigest) -> tuple[Held, Outcome]:
         """The manifest from upstream, asked for once however many wait. Raises like `get`."""

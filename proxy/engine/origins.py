@@ -1,4 +1,4 @@
-"""Upstreams as the engine sees them: who to ask for a route, under which policy, and what one that is sealed answers."""
+"""Upstreams as the engine sees them: who to ask for a route, under which policy, and what a sealed one answers."""
 
 from __future__ import annotations
 

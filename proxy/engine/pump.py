@@ -1,7 +1,7 @@
 """Drives one transfer: upstream's pieces into the ingest, in one hop each, until the digest agrees (INV-1, INV-3).
 
-Two coroutines share a small buffer: one reads upstream as fast as it comes, one hashes and writes what has gathered, off
-the loop. While a hop runs the next piece fills. A broken body is resumed where it stopped, a bounded number of times
+Two coroutines share a small buffer: one reads upstream as fast as it comes, one hashes and writes what has gathered,
+off the loop. While a hop runs the next piece fills. A broken body is resumed where it stopped, a bounded number of times
 without progress. When the disk cannot take the bytes they go to the readers all the same, through a ring.
 """
 
@@ -92,7 +92,7 @@ class Pump:
         )
         raise failure
 
-    # -- from upstream ---------------------------------------------------------------------------------------------------
+    # -- from upstream ----------------------------------------------------------------------------------------------
 
     async def _open(self, offset: int) -> BlobBody:
         """Ask upstream for the body from `offset` on, and learn the size."""
@@ -172,7 +172,7 @@ class Pump:
             upstream=source.upstream,
         )
 
-    # -- to the disk and the readers -----------------------------------------------------------------------------------------
+    # -- to the disk and the readers --------------------------------------------------------------------------------
 
     async def _begin_file(self, body: BlobBody) -> None:
         """Reserve, then open an ingest; where either cannot be had, go on without a file."""

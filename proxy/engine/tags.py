@@ -96,7 +96,7 @@ class Tags:
             return _asked(await asyncio.shield(flight))
         return await self._in_time(flight, route, origin, tag, entry)
 
-    # -- asking --------------------------------------------------------------------------------------------------------
+    # -- asking -----------------------------------------------------------------------------------------------------
 
     async def _first(self, route: Route, origin: Origin, tag: Tag) -> Resolved:
         """Never seen: the manifest itself is asked for, one request instead of a HEAD and a GET."""
@@ -147,7 +147,7 @@ class Tags:
         await self._write(holding, tag, held, origin)
         return held, outcome
 
-    # -- answering -------------------------------------------------------------------------------------------------------
+    # -- answering --------------------------------------------------------------------------------------------------
 
     async def _serve(self, route: Route, origin: Origin, entry: _Entry, outcome: Outcome) -> Resolved:
         """What the record says, from the store; evicted content is fetched again by digest."""

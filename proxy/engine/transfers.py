@@ -1,7 +1,7 @@
 """The table of running transfers: join, tail, leave (INV-3, INV-4).
 
-A transfer is registered before its first await, so that every later asker joins it. It belongs to the engine and not to a
-reader: readers come and go, and what happens when the last one has gone is a setting. The file is the buffer: readers
+A transfer is registered before its first await, so that every later asker joins it. It belongs to the engine and not to
+a reader: readers come and go, and what happens when the last one has gone is a setting. The file is the buffer: readers
 get a descriptor and a frontier, nobody holds chunks; only where there is no file (disk full or failing) do bytes wait
 in a bounded ring.
 """
@@ -140,7 +140,7 @@ class Transfer:
             f"{' ring' if self.ring else ''}>"
         )
 
-    # -- what readers see ----------------------------------------------------------------------------------------------
+    # -- what readers see -------------------------------------------------------------------------------------------
 
     @property
     def frontier(self) -> int:
@@ -166,7 +166,7 @@ class Transfer:
         assert self.size is not None
         return self.size
 
-    # -- what the pump does ----------------------------------------------------------------------------------------------
+    # -- what the pump does -----------------------------------------------------------------------------------------
 
     def goes(self, to: State) -> None:
         """Take a step of the table in rules/transfer.py and tell the readers."""

@@ -1,8 +1,8 @@
 """The first read of a stored file after a start is hashed alongside (product.md, promise 2).
 
 A file that was verified by this process and has kept its inode, size and ctime is served as it is. Any other is hashed
-while its readers get it, as far as the hashing has come and with the end held back, exactly like a transfer; one hashing
-for any number of readers. A file that does not hash to its name is quarantined and its readers end short.
+while its readers get it, as far as the hashing has come and with the end held back, exactly like a transfer; one
+hashing for any number of readers. A file that does not hash to its name is quarantined and its readers end short.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Verification:
         self._verified.pop(digest, None)
 
     def tail(self, digest: Digest, blob: OpenBlob) -> Transfer:
-        """The hashing of this file, begun if it is not running; it owns `blob` then, and closes it if it is not needed."""
+        """The hashing of this file, begun if it is not running. It owns `blob`, and closes it if it is not needed."""
         running = self._running.get(digest)
         if running is not None and running[0] == blob.identity:
             blob.close()
