@@ -59,6 +59,20 @@ class Descriptor:
             urls=tuple(u for u in urls if isinstance(u, str)) if isinstance(urls, list) else (),
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads back to the same value. Fields that say nothing are left out."""
+        value: dict[str, Any] = {"mediaType": self.media_type, "digest": str(self.digest), "size": self.size}
+        if self.platform is not None:
+            platform = {"architecture": self.platform.architecture, "os": self.platform.os}
+            value["platform"] = platform | ({"variant": self.platform.variant} if self.platform.variant else {})
+        if self.artifact_type:
+            value["artifactType"] = self.artifact_type
+        if self.annotations:
+            value["annotations"] = dict(self.annotations)
+        if self.urls:
+            value["urls"] = list(self.urls)
+        return value
+
 
 def _platform(value: dict[str, Any]) -> Platform:
     def word(key: str) -> str:

@@ -32,7 +32,9 @@ class Digest:
         algorithm, colon, digits = text.partition(":")
         length = ALGORITHMS.get(algorithm)
         if not colon or length is None or len(digits) != length or not _HEX.fullmatch(digits):
-            raise InvalidDigest(f"{text[:150]!r} is not a digest: expected sha256:<64 hex> or sha512:<128 hex>, lower case")
+            raise InvalidDigest(
+                f"{text[:150]!r} is not a digest: expected sha256:<64 hex> or sha512:<128 hex>, lower case"
+            )
         return cls(algorithm, digits)
 
     @classmethod
@@ -52,7 +54,8 @@ class _Hash(Protocol):
 class Verifier:
     """Hashes a body as it passes: `feed` the pieces in order, then ask `agrees`.
 
-    `feed` releases the interpreter lock for large pieces, so it belongs in a worker thread, in pieces of 256 KiB or more.
+    `feed` releases the interpreter lock for large pieces, so it belongs in a worker thread, in pieces of 256 KiB or
+    more.
     """
 
     __slots__ = ("_hash", "digest", "n_bytes")

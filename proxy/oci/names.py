@@ -1,7 +1,7 @@
 """Names of the distribution-spec, parsed once into values that cannot be wrong.
 
-Grammar: distribution-spec § Pulling manifests (name and reference), with `fullmatch` throughout (`match` with `$` accepts
-a trailing newline).
+Grammar: distribution-spec § Pulling manifests (name and reference), with `fullmatch` throughout (`match` with `$`
+accepts a trailing newline).
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from proxy.errors import InvalidName, InvalidTag
 from proxy.oci.digest import Digest
 
-_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+#: One element of a repository name, as a pattern.
+COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_REPOSITORY = re.compile(rf"{COMPONENT}(?:/{COMPONENT})*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
-_HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*(?::[0-9]{1,5})?|\[[0-9a-f:.]+\](?::[0-9]{1,5})?")
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+#: A registry host in lower case, as a pattern: a DNS name, an IPv4 address or an IPv6 address in brackets; and a port.
+HOST = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\])(?::[0-9]{{1,5}})?"
+_HOST = re.compile(HOST)
 
 #: Many clients refuse host plus name beyond this (distribution-spec § Pulling manifests).
 MAX_NAME = 255
@@ -23,7 +27,7 @@ MAX_NAME = 255
 
 @dataclass(frozen=True, slots=True, order=True)
 class SourceHost:
-    """The registry host as clients name it: `docker.io`, `registry.test:5000`. A lookup key, never an address to dial."""
+    """The registry host as clients name it: `docker.io`, `registry.test:5000`. A key to look up, never to dial."""
 
     value: str
 
@@ -50,7 +54,8 @@ class Repository:
         """The repository that `text` names. Raises InvalidName."""
         if len(text) > MAX_NAME or not _REPOSITORY.fullmatch(text):
             raise InvalidName(
-                f"{text[:150]!r} is not a repository name: lower-case letters, digits and separators, in elements divided by /"
+                f"{text[:150]!r} is not a repository name: lower-case letters, digits and separators, "
+                "in elements divided by /"
             )
         return cls(text)
 
@@ -68,7 +73,10 @@ class Tag:
     def parse(cls, text: str) -> Tag:
         """The tag that `text` spells. Raises InvalidTag."""
         if not _TAG.fullmatch(text):
-            raise InvalidTag(f"{text[:150]!r} is not a tag: letters, digits, '_', '.', '-', at most 128, not starting with '.' or '-'")
+            raise InvalidTag(
+                f"{text[:150]!r} is not a tag: letters, digits, '_', '.', '-', at most 128, "
+                "not starting with '.' or '-'"
+            )
         return cls(text)
 
     def __str__(self) -> str:
@@ -79,7 +87,7 @@ TagOrDigest = Tag | Digest
 
 
 def parse_tag_or_digest(text: str) -> TagOrDigest:
-    """The last path element of a manifest URL. A colon means a digest: tags have none. Raises InvalidTag, InvalidDigest."""
+    """The last element of a manifest URL. A colon means a digest: tags have none. Raises InvalidTag, InvalidDigest."""
     return Digest.parse(text) if ":" in text else Tag.parse(text)
 
 
