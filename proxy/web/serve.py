@@ -1,15 +1,16 @@
 """A body onto a connection: from a file without copying it, from a growing file as it grows, or from memory.
 
 One `Sender` for the data port; `send` is all that others need. It knows nothing of digests, upstreams or why a body is
-sent. INV-3 is kept from this side by never sending beyond a tail's frontier, and by ending short, never cleanly, when the
-tail fails.
+sent. INV-3 is kept from this side by never sending beyond a tail's frontier, and by ending short, never cleanly, when
+the tail fails.
 
 How, and what was rejected:
 
-- Plain TCP and unix sockets: `os.sendfile` onto a duplicate of the connection's descriptor, driven by the loop's readiness
-  callbacks, at most `TURN_BYTES` a callback. uvloop has no `loop.sendfile`, and `web.FileResponse` then copies through
-  threads (1.5-2.0 GB/s against 3.4-5.9). The duplicate is ours, so its number cannot become another connection's while
-  we hold it; the transport has written everything before and writes nothing meanwhile, so bytes never interleave.
+- Plain TCP and unix sockets: `os.sendfile` onto a duplicate of the connection's descriptor, driven by the loop's
+  readiness callbacks, at most `TURN_BYTES` a callback. uvloop has no `loop.sendfile`; `web.FileResponse` then copies
+  through threads (1.5-2.0 GB/s against 3.4-5.9). The duplicate is ours, so its number cannot become another
+  connection's while we hold it; the transport has written everything before and writes nothing meanwhile, so bytes
+  never interleave.
 - aiofastnet's `sendfile` was measured beside it (bench/README.md has the figures) and not taken: it is slower from 16
   clients on, gives a fast reader the loop for a whole file, and turns a failing disk into a closed connection without
   saying how far it came, so that a body could not be continued from upstream.
@@ -35,7 +36,7 @@ from typing import Literal, TypeVar
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
-from proxy.errors import BreakwaterError, Unavailable
+from proxy.errors import Unavailable
 from proxy.oci.ranges import Range
 from proxy.ports import BlobSource, Clock, LocalFile, Tail
 
@@ -51,11 +52,14 @@ SMALL_BYTES = 64 << 10
 READ_AHEAD_BYTES = 8 << 20
 
 #: What a socket says when the peer, or the way to it, is gone. Everything else sendfile says is about the file.
-_PEER_ERRNOS = frozenset({
-    errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENETRESET,
-})  # fmt: skip
+_PEER_ERRNOS = frozenset(
+    {errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
+)
 #: File systems that cannot splice say one of these.
 _NO_SENDFILE_ERRNOS = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+
+#: `preadv` that answers EAGAIN instead of waiting for the disk (Linux; elsewhere every window counts as cold).
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
 Part = bytes | Range
 
@@ -70,6 +74,9 @@ class Pace:
 
     min_bytes_per_s: int = 10_000
     window_s: float = 60.0
+
+
+DEFAULT_PACE = Pace()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +99,411 @@ class ReadFailed(Unavailable):
         self.is_short = is_short
 
 
+class Disk:
+    """What sending asks of the operating system about a file. Tests put delays and faults here."""
+
+    def is_resident(self, fd: int, start: int, end: int) -> bool:
+        """Whether the first and the last page of the window are in memory, which tells for all of it in practice."""
+        return self.read_resident(fd, start, 1) is not None and self.read_resident(fd, end - 1, 1) is not None
+
+    def read_resident(self, fd: int, offset: int, n_bytes: int) -> bytes | None:
+        """The bytes, or None when that would wait for the disk (or cannot be known, or fails)."""
+        piece = bytearray(n_bytes)
+        try:
+            n = os.preadv(fd, [piece], offset, _NOWAIT)
+        except OSError:
+            return None  # not in memory; a real fault is met again, and reported, by whoever reads next
+        return bytes(piece[:n]) if n == n_bytes else None
+
+    def read(self, fd: int, offset: int, n_bytes: int) -> bytes:
+        """At most `n_bytes`, waiting for the disk; b"" at the end of the file. For a worker thread."""
+        return os.pread(fd, n_bytes, offset)
+
+    def sendfile(self, out: int, fd: int, offset: int, n_bytes: int) -> int:
+        """Bytes sent; 0 at the end of the file. Raises BlockingIOError when the connection takes no more."""
+        return os.sendfile(out, fd, offset, n_bytes)
+
+    def sendfile_cold(self, out: int, fd: int, offset: int, n_bytes: int) -> int:
+        """As `sendfile`, having what follows read ahead first. For a worker thread."""
+        os.posix_fadvise(fd, offset, READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+        return self.sendfile(out, fd, offset, n_bytes)
+
+
 class Sender:
     """Sends bodies, and knows every body on its way so that too slow readers can be cut."""
 
-    def __init__(self, clock: Clock, *, pace: Pace | None = None, n_threads: int = 8) -> None:
+    def __init__(
+        self, clock: Clock, *, pace: Pace = DEFAULT_PACE, n_threads: int = 8, disk: Disk | None = None
+    ) -> None:
         """`n_threads` workers wait for the disk, so that the loop does not; they are nobody else's."""
-        raise NotImplementedError
+        self._clock = clock
+        self._pace = pace
+        self._disk = disk or Disk()
+        self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="read")
+        self._bodies: set[_Body] = set()
+        self._sweep_timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        """Bodies on their way now."""
+        return len(self._bodies)
 
     async def send(
         self, request: web.BaseRequest, response: web.StreamResponse, source: BlobSource, parts: Sequence[Part]
     ) -> Sent:
         """Prepare `response` and send `parts` in order: literal bytes, or a range of `source`.
 
-        The headers, Content-Length among them, are set already and go out at once. Not for HEAD. Afterwards, on every path,
-        the source's blob is closed or its tail left, so the caller need not. Return the response from the handler as usual.
+        The headers, Content-Length among them, are set already and go out at once. Not for HEAD. Afterwards, on every
+        path, the source's blob is closed or its tail left, so the caller need not. Return the response from the handler
+        as usual: a body that ended short has its connection closed (with FIN), never another answer behind it.
 
-        A client that goes away, or is too slow, is no error: see `Sent`. Raises whatever the tail raised when the transfer
-        fails (the connection then ends short once the handler returns), ReadFailed when the disk fails.
+        A client that goes away, or is too slow, is no error: see `Sent`. Raises whatever the tail raised when the
+        transfer fails, ReadFailed when the disk fails, and CancelledError when the server ends the connection.
         """
-        raise NotImplementedError
+        try:
+            return await self._send(request, response, source, parts)
+        finally:
+            if isinstance(source, LocalFile):
+                source.blob.close()
+            else:
+                source.leave()
+
+    def sweep(self) -> None:
+        """Cut every reader below the pace. Runs by itself while bodies are on their way; public for manual clocks."""
+        now = self._clock.monotonic()
+        for body in tuple(self._bodies):
+            if body.is_slow(now, self._pace):
+                body.cut()
+
+    def close(self) -> None:
+        """Let the worker threads go. After the last body."""
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        self._threads.shutdown(wait=False)
+
+    # -- one body ------------------------------------------------------------------------------------------------------
+
+    async def _send(
+        self, request: web.BaseRequest, response: web.StreamResponse, source: BlobSource, parts: Sequence[Part]
+    ) -> Sent:
+        writer = await response.prepare(request)
+        transport = request.transport
+        if writer is None or transport is None or transport.is_closing():
+            response.force_close()
+            return Sent(0, "gone")
+        body = _Body(response, writer, transport, self._clock.monotonic())
+        self._bodies.add(body)
+        self._arm_sweep()
+        try:
+            small = self._small(source, parts)
+            if small is not None:
+                await body.write(small)
+            else:
+                await self._send_parts(body, source, parts)
+            return Sent(body.n_sent, "whole")
+        except ConnectionError:
+            return Sent(body.n_sent, "slow" if body.is_cut else "gone")
+        except _FileFault as fault:
+            rest = _remaining(parts, body.n_sent)
+            raise ReadFailed(str(fault), rest=rest, is_short=fault.is_short) from fault
+        finally:
+            self._bodies.discard(body)
+            body.close()
+            if body.n_sent < sum(map(_size, parts)):
+                response.force_close()  # whatever the reason: nothing may follow a body that is short
+
+    def _small(self, source: BlobSource, parts: Sequence[Part]) -> bytes | None:
+        """The whole body, where it is small and at hand."""
+        if not isinstance(source, LocalFile) or sum(map(_size, parts)) > SMALL_BYTES:
+            return None
+        pieces = [
+            part if isinstance(part, bytes) else self._disk.read_resident(source.blob.fd, part.start, _size(part))
+            for part in parts
+        ]
+        return b"".join(pieces) if None not in pieces else None  # type: ignore[arg-type]  # None is not in it
+
+    async def _send_parts(self, body: _Body, source: BlobSource, parts: Sequence[Part]) -> None:
+        body.open()
+        for part in parts:
+            if isinstance(part, bytes):
+                await body.write(part)
+            elif isinstance(source, LocalFile):
+                await self._from_file(body, source.blob.fd, part.start, part.end)
+            else:
+                await self._from_tail(body, source, part.start, part.end)
+
+    async def _from_tail(self, body: _Body, tail: Tail, offset: int, end: int) -> None:
+        """Follow the frontier (INV-3): from the file as far as it goes, from memory beyond."""
+        while offset < end:
+            body.is_waiting = True
+            try:
+                reach = min(await tail.beyond(offset), end)
+            finally:
+                body.is_waiting = False
+            body.mark(self._clock.monotonic())
+            in_file = min(reach, tail.in_file)
+            if offset < in_file:
+                await self._from_file(body, tail.fd, offset, in_file)
+                offset = in_file
+            else:
+                piece = tail.piece(offset, min(reach - offset, PIECE_BYTES))
+                await body.write(piece)
+                offset += len(piece)
+
+    async def _from_file(self, body: _Body, fd: int, offset: int, end: int) -> None:
+        if body.is_zero_copy:
+            await body.drain()
+        while offset < end and body.is_zero_copy:
+            offset = await _Splice(body, self._disk, fd, offset, end).run()
+            if offset < end and body.is_zero_copy:
+                offset += await self._send_cold(body, fd, offset, min(offset + TURN_BYTES, end))
+        await self._copy(body, fd, offset, end)
+
+    async def _send_cold(self, body: _Body, fd: int, offset: int, end: int) -> int:
+        """Bytes sent by a worker thread, which may wait for the disk but never for the client."""
+        try:
+            n = await self._hop(body, self._disk.sendfile_cold, body.out, fd, offset, end - offset)
+        except BlockingIOError:
+            await body.writable()
+            return 0
+        except OSError as error:
+            body.judge(error)
+            return 0
+        body.sent(n)
+        return n
+
+    async def _copy(self, body: _Body, fd: int, offset: int, end: int) -> None:
+        while offset < end:
+            n_bytes = min(PIECE_BYTES, end - offset)
+            piece = self._disk.read_resident(fd, offset, n_bytes)
+            if piece is None:
+                try:
+                    piece = await self._hop(body, self._disk.read, fd, offset, n_bytes)
+                except OSError as error:
+                    raise _FileFault(f"cannot read the file: {error}", is_short=False) from error
+            if not piece:
+                raise _FileFault("the file is shorter than its blob", is_short=True)
+            await body.write(piece)
+            offset += len(piece)
+
+    async def _hop(self, body: _Body, call: Callable[..., T], *args: int) -> T:
+        """Run `call` in a worker thread. Returns, even when cancelled, only once it has ended: it holds descriptors."""
+        hop = asyncio.wrap_future(self._threads.submit(call, *args))
+        body.is_waiting = True
+        try:
+            return await asyncio.shield(hop)
+        except asyncio.CancelledError:
+            while not hop.done():
+                try:
+                    await asyncio.wait([hop])
+                except asyncio.CancelledError:
+                    continue
+            if not hop.cancelled():
+                hop.exception()  # looked at, so that nobody reports it as lost
+            raise
+        finally:
+            body.is_waiting = False
+            body.mark(self._clock.monotonic())
+
+    def _arm_sweep(self) -> None:
+        if self._sweep_timer is None:
+            self._sweep_timer = asyncio.get_running_loop().call_later(self._pace.window_s / 4, self._on_sweep_timer)
+
+    def _on_sweep_timer(self) -> None:
+        self._sweep_timer = None
+        self.sweep()
+        if self._bodies:
+            self._arm_sweep()
+
+
+def _size(part: Part) -> int:
+    return len(part) if isinstance(part, bytes) else part.length
+
+
+def _remaining(parts: Sequence[Part], n_sent: int) -> Sequence[Part]:
+    """What is left of `parts` after their first `n_sent` bytes."""
+    rest: list[Part] = []
+    for part in parts:
+        taken = min(n_sent, _size(part))
+        n_sent -= taken
+        if taken < _size(part):
+            rest.append(part[taken:] if isinstance(part, bytes) else Range(part.start + taken, part.end))
+    return rest
+
+
+class _FileFault(Exception):
+    def __init__(self, sentence: str, *, is_short: bool) -> None:
+        super().__init__(sentence)
+        self.is_short = is_short
+
+
+class _Body:
+    """One response on its way: its connection, its own descriptor for it, and how fast the client takes it."""
+
+    __slots__ = (
+        "_mark_at", "_mark_bytes", "_response", "_transport", "_waiter", "_writer",
+        "is_cut", "is_waiting", "is_zero_copy", "n_sent", "out",
+    )  # fmt: skip
+
+    def __init__(
+        self, response: web.StreamResponse, writer: AbstractStreamWriter, transport: asyncio.Transport, now: float
+    ) -> None:
+        self._response = response
+        self._writer = writer
+        self._transport = transport
+        self._waiter: asyncio.Future[None] | None = None
+        self._mark_at = now
+        self._mark_bytes = 0
+        self.n_sent = 0
+        self.out = -1
+        #: Whether we wait for more to send, so that the client is not to blame.
+        self.is_waiting = False
+        self.is_zero_copy = False
+        self.is_cut = False
+
+    def open(self) -> None:
+        """Take a descriptor where zero-copy is possible, and send the headers."""
+        self.out = _duplicate(self._transport)
+        self.is_zero_copy = self.out >= 0
+        # Zero: "drained" then means empty, and uvloop writes at once instead of at the end of its turn.
+        high, low = (0, 0) if self.is_zero_copy else (PIECE_BYTES, PIECE_BYTES // 4)
+        self._transport.set_write_buffer_limits(high, low)
+        self._writer.send_headers()
+
+    def close(self) -> None:
+        if self.out >= 0:
+            os.close(self.out)
+            self.out = -1
+        if not self._transport.is_closing():
+            self._transport.set_write_buffer_limits(64 << 10, 16 << 10)
+
+    async def write(self, piece: bytes) -> None:
+        """Through the transport, waiting while it holds too much."""
+        await self._response.write(piece)
+        self.n_sent += len(piece)
+
+    async def drain(self) -> None:
+        """Wait until the transport holds nothing. Raises ConnectionError when the connection is lost."""
+        while self._transport.get_write_buffer_size() > 0:
+            await self._writer.drain()
+            await asyncio.sleep(0)
+
+    def judge(self, error: OSError) -> None:
+        """Say whose fault an error of sendfile is: raises ConnectionError (the peer's) or _FileFault.
+
+        Returns when it is nobody's: this file system cannot be sent from without copying, so the rest is copied.
+        """
+        if isinstance(error, ConnectionError):
+            raise error
+        if error.errno in _PEER_ERRNOS:
+            raise ConnectionError(*error.args) from error
+        if error.errno not in _NO_SENDFILE_ERRNOS:
+            raise _FileFault(f"cannot read the file: {error}", is_short=False) from error
+        self.is_zero_copy = False
+
+    def sent(self, n_bytes: int) -> None:
+        """Count what went past the transport, for the access log too. None at all: the file has ended too early."""
+        if n_bytes == 0:
+            raise _FileFault("the file is shorter than its blob", is_short=True)
+        self.n_sent += n_bytes
+        self._writer.output_size += n_bytes
+
+    async def writable(self, on_writable: Callable[[], bool] | None = None) -> None:
+        """Wait until the connection takes bytes and `on_writable` (called each time it does) says that it is done.
+
+        Raises what `on_writable` raises, and ConnectionError when the body is cut.
+        """
+        if self.is_cut:
+            raise ConnectionAbortedError("cut")
+        loop = asyncio.get_running_loop()
+        waiter = self._waiter = loop.create_future()
+
+        def ready() -> None:
+            if waiter.done():
+                return
+            try:
+                if on_writable is None or on_writable():
+                    waiter.set_result(None)
+            except (OSError, _FileFault) as error:
+                waiter.set_exception(error)
+
+        loop.add_writer(self.out, ready)
+        try:
+            await waiter
+        finally:
+            loop.remove_writer(self.out)  # before the descriptor is closed: epoll would go on reporting its twin
+            self._waiter = None
+
+    # -- pace ----------------------------------------------------------------------------------------------------------
+
+    def mark(self, now: float) -> None:
+        """Judge the client from here on."""
+        self._mark_at = now
+        self._mark_bytes = self.n_sent
+
+    def is_slow(self, now: float, pace: Pace) -> bool:
+        """Whether the client took too little since the mark; moves the mark when it took enough."""
+        if self.is_waiting or self.n_sent - self._mark_bytes >= pace.min_bytes_per_s * pace.window_s:
+            self.mark(now)
+            return False
+        return now - self._mark_at >= pace.window_s
+
+    def cut(self) -> None:
+        """End the connection, and what the kernel still holds for it, now."""
+        self.is_cut = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(ConnectionAbortedError("cut"))
+        connection = self._transport.get_extra_info("socket")
+        if connection is not None and not self._transport.is_closing():
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
+
+
+def _duplicate(transport: asyncio.Transport) -> int:
+    """A descriptor of our own for the connection, or -1 where its bytes must pass through the transport."""
+    if transport.get_extra_info("sslcontext") is not None:
+        return -1
+    connection = transport.get_extra_info("socket")
+    if connection is None:
+        return -1
+    try:
+        return os.dup(connection.fileno())
+    except OSError:
+        return -1  # out of descriptors: the copying path needs none
+
+
+class _Splice:
+    """Sends a range of a file by readiness, one turn at a time, as long as its windows are in memory."""
+
+    __slots__ = ("_body", "_disk", "_end", "_fd", "_offset", "_warm_until")
+
+    def __init__(self, body: _Body, disk: Disk, fd: int, offset: int, end: int) -> None:
+        self._body = body
+        self._disk = disk
+        self._fd = fd
+        self._offset = offset
+        self._end = end
+        self._warm_until = offset
+
+    async def run(self) -> int:
+        """Returns the offset reached: the end, or where the file is cold. Raises ConnectionError or _FileFault."""
+        if not self._turn():
+            await self._body.writable(self._turn)
+        return self._offset
+
+    def _turn(self) -> bool:
+        """Send once; whether there is nothing left to do here."""
+        if self._offset >= self._warm_until:
+            window_end = min(self._offset + TURN_BYTES, self._end)
+            if not self._disk.is_resident(self._fd, self._offset, window_end):
+                return True
+            self._warm_until = window_end
+        try:
+            n = self._disk.sendfile(self._body.out, self._fd, self._offset, self._warm_until - self._offset)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._body.judge(error)
+            return True
+        self._body.sent(n)
+        self._offset += n
+        return self._offset == self._end

@@ -1,0 +1,522 @@
+"""The data port: connections, their limits and their end. What is answered is somebody else's.
+
+A thin layer over aiohttp's low-level server, which parses and keeps connections alive. Added here: caps and deadlines;
+refusals in the registry's own error format, reflecting nothing of what was sent; a response that ends with FIN and not
+with RST; a client that closes its sending half early and still gets its answer; a close that lets answers finish.
+
+A handler is cancelled when its client is gone (`handler_cancellation`): transfers belong to the engine, so nothing is
+lost but the reader. Whatever a handler must finish, it hands to a task owner.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+import socket
+import ssl
+import stat
+import termios
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import HttpVersion10, HttpVersion11, web
+
+from proxy.oci.codes import ErrorCode, envelope
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+#: Where systemd puts the first socket it hands over (sd_listen_fds(3)).
+_FIRST_INHERITED_FD = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client, and all of them together, may take. Seconds and bytes."""
+
+    #: Beyond this a connection gets a 503 and is closed; beyond an eighth more it is closed at once.
+    n_connections: int = 10_500
+    #: How long a connection may be silent between requests, or before the first.
+    keepalive_s: float = 75.0
+    #: From the first byte of a request to the end of its headers.
+    headers_s: float = 20.0
+    #: How long we wait for a client to close after our last byte, before we do.
+    lingering_s: float = 2.0
+    #: How long a client that has closed its sending half is waited for while we have nothing to send: it may be gone.
+    half_closed_s: float = 5.0
+    max_line_bytes: int = 8190
+    max_field_bytes: int = 8190
+    max_headers: int = 128
+    #: Per connection, in the kernel: a stalled reader pins no more than about twice this. 0 leaves it to the kernel.
+    send_buffer_bytes: int = 256 << 10
+    #: When the kernel gives up a connection whose peer acknowledges nothing or has its window closed.
+    unacknowledged_s: int = 120
+    backlog: int = 4096
+
+
+class DataServer:
+    """Listens, and answers every request with `handler`.
+
+    The handler gets requests of HTTP/1.0 and 1.1; a GET or HEAD among them has no body, and another's need not be read.
+    It is cancelled when its client goes away.
+    """
+
+    def __init__(
+        self, handler: Handler, *, log: logging.Logger, limits: Limits | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._handler = handler
+        self._log = log
+        self._limits = limits or Limits()
+        self._tls = tls
+        self._server: _Server | None = None
+        self._listeners: list[asyncio.AbstractServer] = []
+        self._addresses: list[str] = []
+        self._unix_paths: list[str] = []
+        self._is_draining = False
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """What is listened on, with real port numbers: "127.0.0.1:5000", "[::1]:5000", "unix:/run/x"."""
+        return tuple(self._addresses)
+
+    @property
+    def n_connections(self) -> int:
+        """Open connections, idle ones among them."""
+        return self._server.n_connections if self._server else 0
+
+    async def start(self, listen: Sequence[str], inherited: Sequence[socket.socket] = ()) -> None:
+        """Listen on sockets that were handed over, then on each of `listen`.
+
+        That is "host:port", "[v6]:port", "*:port" (every address of both families) or "unix:path"; a name with several
+        addresses, as localhost, is listened on at each. Raises OSError when an address cannot be had, and then closes all.
+        """
+        loop = asyncio.get_running_loop()
+        server = self._server = _Server(self._answer, loop, self._limits, self._log)
+        sockets = list(inherited)
+        try:
+            for address in listen:
+                sockets += await _bind(address, loop)
+                if address.startswith("unix:"):
+                    self._unix_paths.append(address.removeprefix("unix:"))
+            for listening in sockets:
+                _tune(listening, self._limits)
+                create = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
+                self._addresses.append(_name(listening))
+                self._listeners.append(
+                    await create(server, sock=listening, ssl=self._tls, backlog=self._limits.backlog)
+                )
+        except BaseException:
+            for listening in sockets:
+                listening.close()
+            await self.aclose(0)
+            raise
+
+    async def aclose(self, grace_s: float) -> None:
+        """Stop accepting, give running answers `grace_s` seconds, then cancel them. May be called again, to hurry."""
+        self._is_draining = True
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        for path in self._unix_paths:
+            try:
+                os.unlink(path)
+            except OSError:
+                pass  # gone already, or never ours
+        self._unix_paths.clear()
+        if self._server is not None:
+            await self._server.drain(grace_s)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.version not in (HttpVersion10, HttpVersion11):
+            return refusal(505, ErrorCode.REQUEST_INVALID, "this port speaks HTTP/1.1")
+        connection = request.protocol
+        if isinstance(connection, Connection) and connection.is_surplus:
+            return refusal(503, ErrorCode.UNAVAILABLE, "too many connections; ask again, or ask another mirror")
+        if request.body_exists and request.method in ("GET", "HEAD"):
+            return refusal(400, ErrorCode.REQUEST_INVALID, "a GET has no body")
+        response = await self._handler(request)
+        if self._is_draining:
+            response.force_close()
+        return response
+
+
+def refusal(status: int, code: ErrorCode, sentence: str) -> web.Response:
+    """An answer in the registry's error format (distribution-spec § Error Codes) that closes the connection."""
+    response = web.Response(status=status, body=envelope(code, sentence), content_type="application/json")
+    if status == 503:
+        response.headers["Retry-After"] = "5"
+    response.force_close()
+    return response
+
+
+def inherited_sockets(environ: Mapping[str, str], pid: int) -> dict[str, list[socket.socket]]:
+    """The sockets systemd handed to this process, by name (sd_listen_fds(3)); none when they are meant for another.
+
+    A socket unit without FileDescriptorName= appears under the unit's name.
+    """
+    if environ.get("LISTEN_PID") != str(pid):
+        return {}
+    count = int(environ.get("LISTEN_FDS", "0"))
+    names = environ.get("LISTEN_FDNAMES", "").split(":")
+    found: dict[str, list[socket.socket]] = {}
+    for index in range(count):
+        handed = socket.socket(fileno=_FIRST_INHERITED_FD + index)
+        handed.set_inheritable(False)
+        found.setdefault(names[index] if index < len(names) else "", []).append(handed)
+    return found
+
+
+# -- connections -------------------------------------------------------------------------------------------------------
+
+
+class _Server(web.Server):
+    """aiohttp's server, making our kind of connection and able to say when the last one is gone."""
+
+    def __init__(self, handler: Handler, loop: asyncio.AbstractEventLoop, limits: Limits, log: logging.Logger) -> None:
+        super().__init__(handler, handler_cancellation=True, loop=loop)
+        self.limits = limits
+        self.log = log
+        self.grumble = _Grumble(log, loop)
+        self._on_empty: asyncio.Future[None] | None = None
+
+    @property
+    def n_connections(self) -> int:
+        return len(self._connections)
+
+    def __call__(self) -> Connection:
+        return Connection(self, self._loop)
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        task = handler._task_handler
+        if task is None:
+            self._notice_empty()
+        else:
+            task.add_done_callback(lambda _: self._notice_empty())
+
+    def _notice_empty(self) -> None:
+        if not self._connections and self._on_empty is not None and not self._on_empty.done():
+            self._on_empty.set_result(None)
+
+    async def drain(self, grace_s: float) -> None:
+        """Close what is idle, let what is busy finish for `grace_s`, then cut it, and return once all is over."""
+        for connection in self.connections:
+            assert isinstance(connection, Connection)
+            connection.finish()
+        if await self._is_empty_within(grace_s):
+            return
+        for connection in self.connections:
+            assert isinstance(connection, Connection)
+            connection.cut()
+        await self._is_empty_within(5.0)
+
+    async def _is_empty_within(self, seconds: float) -> bool:
+        if not self._connections:
+            return True
+        self._on_empty = self._loop.create_future()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._on_empty
+        except TimeoutError:
+            return False
+        finally:
+            self._on_empty = None
+        return True
+
+
+class Connection(web.RequestHandler):
+    """One client's connection. See the module for what it adds to aiohttp's."""
+
+    __slots__ = (
+        "_half_closed_timer",
+        "_header_timer",
+        "_input_ended",
+        "_is_discarding",
+        "_is_half_closed",
+        "_progress",
+        "_server",
+        "is_surplus",
+    )
+
+    def __init__(self, server: _Server, loop: asyncio.AbstractEventLoop) -> None:
+        limits = server.limits
+        super().__init__(
+            server,
+            loop=loop,
+            keepalive_timeout=limits.keepalive_s,
+            max_line_size=limits.max_line_bytes,
+            max_field_size=limits.max_field_bytes,
+            max_headers=limits.max_headers,
+            lingering_time=limits.lingering_s,
+            auto_decompress=False,
+            logger=server.log,
+            access_log=None,  # type: ignore[arg-type]  # aiohttp's annotation leaves out None, which its body allows
+        )
+        self._server = server
+        #: Over the cap: to be told so and closed.
+        self.is_surplus = False
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._half_closed_timer: asyncio.TimerHandle | None = None
+        self._is_half_closed = False
+        self._is_discarding = False
+        self._input_ended: asyncio.Future[None] | None = None
+        self._progress: object = None
+
+    @property
+    def is_idle(self) -> bool:
+        """No request is being answered or waiting to be."""
+        return self._waiter is not None and not self._messages
+
+    def finish(self) -> None:
+        """Close now when idle, else after the answer that is running."""
+        if self.is_idle:
+            self.force_close()
+        else:
+            self.close()
+
+    def cut(self) -> None:
+        """End it now, cancelling what runs."""
+        transport, task = self.transport, self._task_handler
+        if transport is not None:
+            transport.abort()
+        if task is not None:
+            task.cancel()
+
+    # -- what the transport says ---------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        surplus = self._server.n_connections - self._server.limits.n_connections
+        if surplus > 0:
+            self.is_surplus = True
+            self._server.grumble("more than %d connections: refusing", self._server.limits.n_connections)
+            if surplus > self._server.limits.n_connections // 8 + 8:
+                self.cut()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._cancel_timers()
+        self._end_input()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_discarding:
+            return
+        n_requests = self._request_count
+        super().data_received(data)
+        if self._request_count != n_requests:
+            if self._header_timer is not None:
+                self._header_timer.cancel()
+                self._header_timer = None
+        elif self._header_timer is None and self.is_idle and data:
+            self._header_timer = self._loop.call_later(self._server.limits.headers_s, self._on_header_deadline)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio.Protocol allows it, aiohttp narrows to None
+        """A client may close its sending half after its last request (RFC 9112 § 9.6) and still gets its answers."""
+        self._end_input()
+        if self._is_discarding or self.is_idle or self._is_tls:
+            return False  # the transport closes; over TLS there is no half
+        self._is_half_closed = True
+        self._watch_half_closed()
+        return True
+
+    # -- how a response ends -------------------------------------------------------------------------------------------
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """aiohttp's end of a response, and ours: no RST may overtake what was written."""
+        resp, is_reset = await super().finish_response(request, resp, start_time)
+        if is_reset:
+            return resp, is_reset
+        if self._is_half_closed and not self._messages:
+            self.close()  # nothing more can come
+        elif not resp.keep_alive and not self._is_half_closed:
+            await self._linger()
+        return resp, is_reset
+
+    async def _linger(self) -> None:
+        """Send FIN, then read and forget until the client has closed too.
+
+        Closing a socket that has unread input, or gets more of it, makes the kernel send RST, and that takes bytes away
+        that the client has not read yet. containerd resumes after a short end with FIN, and fails the pull after RST.
+        """
+        transport = self.transport
+        if transport is None or transport.is_closing() or not transport.can_write_eof():
+            return
+        self._is_discarding = True
+        self._input_ended = self._loop.create_future()
+        transport.write_eof()
+        self._resume_transport_reading()
+        try:
+            async with asyncio.timeout(self._server.limits.lingering_s):
+                await self._input_ended
+        except TimeoutError:
+            pass  # it had its chance
+        finally:
+            self._input_ended = None
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """What the parser refused, or a handler let slip: our format, and nothing of what the client sent."""
+        if status == 400:
+            self._server.grumble("%s sent what is not HTTP: %s", request.remote, type(exc).__name__)
+        else:
+            self._server.log.error("answering %s failed", request.remote, exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("a response has begun; it can only be cut short")
+        if status == 400:
+            return refusal(400, ErrorCode.REQUEST_INVALID, "the request is not HTTP/1.1 as this port understands it")
+        return refusal(500, ErrorCode.UNKNOWN, "something went wrong here; the log says what")
+
+    # -- deadlines -----------------------------------------------------------------------------------------------------
+
+    def _on_header_deadline(self) -> None:
+        self._header_timer = None
+        if self.is_idle:
+            self.force_close()
+
+    def _watch_half_closed(self) -> None:
+        self._half_closed_timer = self._loop.call_later(
+            self._server.limits.half_closed_s, self._on_half_closed_deadline
+        )
+
+    def _on_half_closed_deadline(self) -> None:
+        """FIN says "no more requests" or "I am gone". Nothing sent and nothing left to send: take it for the second."""
+        self._half_closed_timer = None
+        transport = self.transport
+        if transport is None:
+            return
+        if self.is_idle:
+            self.force_close()
+            return
+        request = self._current_request
+        progress = (request, request.writer.output_size if request is not None else 0)
+        if progress == self._progress and not _unacknowledged(transport):
+            self.cut()
+            return
+        self._progress = progress
+        self._watch_half_closed()
+
+    def _end_input(self) -> None:
+        if self._input_ended is not None and not self._input_ended.done():
+            self._input_ended.set_result(None)
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._header_timer, self._half_closed_timer):
+            if timer is not None:
+                timer.cancel()
+        self._header_timer = self._half_closed_timer = self._progress = None
+
+    @property
+    def _is_tls(self) -> bool:
+        return self.transport is not None and self.transport.get_extra_info("sslcontext") is not None
+
+
+def _unacknowledged(transport: asyncio.BaseTransport) -> int:
+    """Bytes the kernel has not got rid of yet (SIOCOUTQ)."""
+    connection = transport.get_extra_info("socket")
+    queued = array.array("i", [0])
+    try:
+        fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, queued)
+    except OSError:
+        return 0
+    return queued[0]
+
+
+class _Grumble:
+    """One line in ten seconds about what clients do wrong, saying how many there were."""
+
+    def __init__(self, log: logging.Logger, loop: asyncio.AbstractEventLoop) -> None:
+        self._log = log
+        self._loop = loop
+        self._quiet_until = 0.0
+        self._n_unsaid = 0
+
+    def __call__(self, sentence: str, *args: Any) -> None:
+        now = self._loop.time()
+        if now < self._quiet_until:
+            self._n_unsaid += 1
+            return
+        self._log.info(sentence + " (and %d more like this before)", *args, self._n_unsaid)
+        self._quiet_until = now + 10.0
+        self._n_unsaid = 0
+
+
+# -- listening ---------------------------------------------------------------------------------------------------------
+
+
+async def _bind(address: str, loop: asyncio.AbstractEventLoop) -> list[socket.socket]:
+    """Sockets bound to `address`: several where a name has several addresses (localhost has two)."""
+    if address.startswith("unix:"):
+        return [_bind_unix(address.removeprefix("unix:"))]
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    found = await loop.getaddrinfo(
+        None if host in ("", "*") else host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    bound: list[socket.socket] = []
+    refused: OSError | None = None
+    for family, kind, protocol, _, target in dict.fromkeys(found):
+        if bound and port == "0":
+            target = (target[0], bound[0].getsockname()[1], *target[2:])  # one port for all families
+        listening = None
+        try:
+            listening = socket.socket(family, kind, protocol)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listening.bind(target)
+            bound.append(listening)
+        except OSError as error:
+            if listening is not None:
+                listening.close()
+            refused = OSError(error.errno, f"cannot listen on {address}: {error.strerror}")
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                for other in bound:
+                    other.close()
+                raise refused from error
+    if not bound:
+        raise refused or OSError(errno.EADDRNOTAVAIL, f"cannot listen on {address}: no such address")
+    return bound
+
+
+def _bind_unix(path: str) -> socket.socket:
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            os.unlink(path)  # left over from a process that was killed
+    except OSError:
+        pass  # nothing there
+    try:
+        listening.bind(path)
+    except OSError as error:
+        listening.close()
+        raise OSError(error.errno, f"cannot listen on unix:{path}: {error.strerror}") from error
+    return listening
+
+
+def _tune(listening: socket.socket, limits: Limits) -> None:
+    """Set once what every accepted connection inherits (Linux), instead of once for each."""
+    if limits.send_buffer_bytes:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer_bytes)
+    if listening.family in (socket.AF_INET, socket.AF_INET6):
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for option, value in (
+            ("TCP_USER_TIMEOUT", limits.unacknowledged_s * 1000),
+            ("TCP_KEEPIDLE", 60),
+            ("TCP_KEEPINTVL", 15),
+        ):
+            if hasattr(socket, option):
+                listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _name(listening: socket.socket) -> str:
+    if listening.family == socket.AF_UNIX:
+        return f"unix:{listening.getsockname()}"
+    host, port = listening.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
