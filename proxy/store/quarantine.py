@@ -1,0 +1,59 @@
+"""Where things go that must not be used and must not be lost: rot, damaged records, whatever was planted.
+
+Moving is a rename within our own folder: a symbolic link, a fifo or a second name of somebody's file is moved itself,
+and what it points to is untouched.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Callable
+
+from proxy.store.filesystem import FileSystem
+
+#: Plain files kept for inspection. What is set aside is outside the ledger, so it must stay small beside any capacity.
+MAX_FILES = 64
+MAX_BYTES = 1 << 30
+
+
+class Quarantine:
+    """The folder `quarantine/`. Its methods are synchronous, belong in a worker thread, and never raise."""
+
+    def __init__(self, fs: FileSystem, at: int, report: Callable[[str], None]) -> None:
+        self._fs = fs
+        self._at = at
+        self.report = report
+
+    def take(self, at: int, name: str, why: str) -> None:
+        """Move `name` out of the folder `at`, and report it. What cannot be moved stays, and is reported too."""
+        kept_as = f"{name[:200]}.{secrets.token_hex(4)}"
+        try:
+            self._fs.rename(at, name, self._at, kept_as)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self.report(f"{why}; it could not be moved to quarantine: {error.strerror}")
+            return
+        self.report(f"{why}; it is now quarantine/{kept_as}")
+        self._trim()
+
+    def _trim(self) -> None:
+        """Remove the oldest plain files beyond the limits.
+
+        Folders stay: removing a hostile tree is not worth its risks.
+        """
+        try:
+            files = sorted(self._files(), key=lambda entry: entry[1].st_ctime_ns, reverse=True)
+            n_bytes = 0
+            for n, (name, found) in enumerate(files, start=1):
+                n_bytes += found.st_blocks * 512
+                if n > MAX_FILES or n_bytes > MAX_BYTES:
+                    self._fs.unlink(self._at, name)
+        except OSError as error:
+            self.report(f"the quarantine could not be trimmed: {error.strerror}")
+
+    def _files(self) -> list[tuple[str, os.stat_result]]:
+        looked = [(name, self._fs.look(self._at, name)) for name in self._fs.names(self._at)]
+        return [(name, found) for name, found in looked if stat.S_ISREG(found.st_mode)]
