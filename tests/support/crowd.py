@@ -58,6 +58,8 @@ class Visit:
         return self._take_body(memoryview(body))
 
     def _take_body(self, piece: memoryview) -> None:
+        if self.leave_after is not None:
+            piece = piece[: self.leave_after - self.n_bytes]
         self._hash.update(piece)  # type: ignore[attr-defined]
         self.n_bytes += len(piece)
         if self.leave_after is not None and self.n_bytes >= self.leave_after:

@@ -1,0 +1,153 @@
+"""House rules that every test is held to, and the options of a whole run.
+
+- Nothing is left behind: no task, thread or file descriptor that the test did not find (house.md §9, habit 3).
+- Nothing of ours blocks the loop in a test that runs one (habit 2).
+- A real client or registry that is missing fails; nothing under tests/interop/ is ever skipped, and a run can be told
+  how many of its tests must have passed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Generator, Iterator
+from pathlib import Path
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+from hypothesis import HealthCheck, settings
+
+_HERE = Path(__file__).parent
+_INTEROP = _HERE / "interop"
+#: Where the code under test runs in this process, and so on this process's loop.
+_IN_PROCESS = ("unit", "contract", "property", "fault")
+
+# No deadline in any of them: how long an example takes on a busy machine says nothing.
+settings.register_profile("full", deadline=None, print_blob=True)
+settings.register_profile(
+    "quick", deadline=None, print_blob=True, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "full"))
+
+
+# -- a whole run -------------------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--interop-floor N`: fail a run in which fewer than N tests of tests/interop/ passed."""
+    parser.addoption("--interop-floor", type=int, default=0, metavar="N", help=pytest_addoption.__doc__)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one interop file share daemons: they stay together on one worker, in order."""
+    for item in items:
+        if item.path.is_relative_to(_INTEROP):
+            item.add_marker(pytest.mark.interop)
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Under tests/interop/ a skip is a failure: what was not tried was not shown."""
+    report = yield
+    if report.skipped and item.path.is_relative_to(_INTEROP):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which nothing here may be: {report.longrepr}"
+    return report
+
+
+class _Floor:
+    """Counts what passed under tests/interop/, in the process that sees every worker's reports."""
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted, self.passed = wanted, 0
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed and report.nodeid.startswith("tests/interop/"):
+            self.passed += 1
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.passed < self.wanted and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.passed < self.wanted:
+            terminalreporter.section("real clients")
+            terminalreporter.line(
+                f"{self.passed} tests of tests/interop/ passed, at least {self.wanted} must", red=True
+            )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Count in the controller only."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Floor(config.getoption("--interop-floor")), "interop-floor")
+
+
+# -- every test --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No thread, file descriptor or task that the test did not find."""
+    threads, descriptors = set(threading.enumerate()), _descriptors()
+    if inspect.iscoroutinefunction(getattr(request.node, "obj", None)):
+        # First of the fixtures, so that it looks last: what other fixtures own is closed by then.
+        request.getfixturevalue("_leaves_no_task_behind")
+        if request.path.relative_to(_HERE).parts[0] in _IN_PROCESS:
+            request.getfixturevalue("_never_blocks_the_loop")
+    yield
+    left = _left(threads, descriptors)
+    give_up_at = time.monotonic() + 5
+    # Threads that were told to end, and sockets whose loop has just closed, may need a moment.
+    while left and time.monotonic() < give_up_at:
+        gc.collect()
+        time.sleep(0.01)
+        left = _left(threads, descriptors)
+    assert not left, f"left behind: {left}"
+
+
+@pytest.fixture
+async def _leaves_no_task_behind() -> AsyncIterator[None]:
+    yield
+    for _ in range(10):  # a task that was cancelled needs turns of the loop to end, and time does not matter to it
+        await asyncio.sleep(0)
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not left, f"tasks left behind: {left}"
+
+
+@pytest.fixture
+def _never_blocks_the_loop() -> Iterator[None]:
+    """A blocking call by our own code, on a thread that runs a loop, raises BlockingError where it is made."""
+    with blockbuster_ctx("proxy") as detector:
+        _allow(detector)
+        yield
+
+
+def _allow(detector: BlockBuster) -> None:
+    """What may be called on the loop although it looks as if it blocked. Each with its reason."""
+    # The pages were asked for first and are in memory (web/serve.py says how), and the socket does not block.
+    detector.functions["os.sendfile"].can_block_in("proxy/web/serve.py", {"sendfile"})
+
+
+def _left(threads: set[threading.Thread], descriptors: set[str]) -> list[str]:
+    new = [thread.name for thread in threading.enumerate() if thread not in threads and thread.is_alive()]
+    return [*new, *sorted(_descriptors() - descriptors)]
+
+
+def _descriptors() -> set[str]:
+    """Every open descriptor as `number -> what it is`, but for those that are meant to stay."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            what = os.readlink(f"/proc/self/fd/{number}")
+        except FileNotFoundError:  # the one that listed them
+            continue
+        # Ports are kept until this process ends (tests/support/ports.py); hypothesis keeps its database.
+        if not ("breakwater-ports-" in what or "/.hypothesis/" in what or what.startswith("/dev/")):
+            found.add(f"fd {number} -> {what}")
+    return found
