@@ -4,8 +4,8 @@
     settings.server.listen                       # (TcpAddress("127.0.0.1", 5000),)
     settings.upstreams[SourceHost("docker.io")].tag_ttl      # 600.0 seconds
 
-Pure: finding and reading the file and the environment is `proxy/settings_file.py`. Attributes mirror the TOML names (see
-`model.py`); durations are seconds, sizes bytes, rates bytes per second, lists tuples; nothing can be changed.
+Pure: finding and reading the file and the environment is `proxy/settings_file.py`. Attributes mirror the TOML names
+(see `model.py`); durations are seconds, sizes bytes, rates bytes per second, lists tuples; nothing can be changed.
 """
 
 from proxy.settings.contradictions import effective_default

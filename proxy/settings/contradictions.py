@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ class Clash:
 
 
 def contradictions(settings: Settings, written: Mapping[str, Any]) -> Iterator[Clash]:
-    """Every contradiction in settings that are right key by key. `written` says which names there are, and how spelled."""
+    """Every contradiction in settings that are right key by key. `written` knows the names there are, as spelled."""
     yield from _of_addresses(settings)
     yield from _of_upstreams(settings, written)
     yield from _of_store(settings)
@@ -38,6 +38,10 @@ def _names(written: Mapping[str, Any], table: str) -> dict[str, str]:
     """The names under a table, in lower case -> as written, whether or not what stands beneath them is right."""
     named = written.get(table)
     return {name.lower(): name for name in named} if isinstance(named, Mapping) else {}
+
+
+def _same(names: Iterable[str]) -> dict[str, str]:
+    return {name: name for name in names}
 
 
 def _nearest(name: str, names: Mapping[str, str]) -> str:
@@ -208,7 +212,7 @@ def _of_project(here: Place, project: Project, settings: Settings, hosts: Mappin
         if robot != "anonymous" and robot not in settings.robots:
             yield Clash(
                 ((*here, "access", number), ("robots", robot)),
-                f"{robot} is not defined under [robots]; {_nearest(robot, {name: name for name in settings.robots})}",
+                f"{robot} is not defined under [robots]; {_nearest(robot, _same(settings.robots))}",
             )
     for key, globs in (("match", project.match), ("allow", project.allow)):
         for number, glob in enumerate(globs):
@@ -253,11 +257,11 @@ def _of_robots(settings: Settings) -> Iterator[Clash]:
             if project not in settings.projects and project != "default":
                 yield Clash(
                     (("robots", name, "projects", number), ("projects", project)),
-                    f"{project} is not defined under [projects]; {_nearest(project, {one: one for one in settings.projects})}",
+                    f"{project} is not defined under [projects]; {_nearest(project, _same(settings.projects))}",
                 )
 
 
 def effective_default(settings: Settings) -> SourceHost | None:
-    """The upstream of paths that name none: `server.default_upstream`, or none where that built-in one is not configured."""
+    """The upstream of paths that name none; None, too, where the built-in docker.io is not configured."""
     default = settings.server.default_upstream
     return default if default in settings.upstreams else None

@@ -32,9 +32,13 @@ def quoted(text: str) -> str:
 
 def spelled(place: Place) -> str:
     """The place as TOML writes it: `upstreams."docker.io".tag_ttl`; an entry of a list is named in words."""
-    names = [part if _BARE.fullmatch(part) else quoted(part) for part in place if isinstance(part, str)]
-    numbers = [f" (entry {part + 1})" for part in place if isinstance(part, int)]
-    return ".".join(names) + "".join(numbers)
+    text = ""
+    for part in place:
+        if isinstance(part, int):
+            text += f" (entry {part + 1})"
+        else:
+            text += ("." if text else "") + (part if _BARE.fullmatch(part) else quoted(part))
+    return text
 
 
 @cache

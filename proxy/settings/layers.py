@@ -1,12 +1,13 @@
 """Where settings come from: layers, each with the origin of every value in it, and how they lie on each other.
 
-From the bottom: what is built in, the settings file, the environment, the command line. A later layer's value replaces an
-earlier one's key by key; tables are joined, lists are replaced whole. One exception, made on purpose: a file that writes
-any `[upstreams]` replaces the built-in ones as a whole, for what is not written is not dialled.
+From the bottom: what is built in, the settings file, the environment, the command line. A later layer's value replaces
+an earlier one's key by key; tables are joined, lists are replaced whole. One exception, made on purpose: a file that
+writes any `[upstreams]` replaces the built-in ones as a whole, for what is not written is not dialled.
 """
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,11 +20,15 @@ from proxy.settings.lines import lines_of
 #: Variables that begin so are settings, except the one that names the file.
 PREFIX = "BREAKWATER_"
 FILE_VARIABLE = "BREAKWATER_CONFIG"
+#: What Kubernetes sets in every pod beside a Service named `breakwater…`; a typo never looks like it.
+_SERVICE_LINK = re.compile(
+    r"BREAKWATER_(?:[A-Z0-9]+_)*(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_[A-Z]+)?)?)"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a value was written. `name` is the file, the variable or the option; `line` counts from 1 where it is known."""
+    """Where a value was written. `name` is the file, variable or option; `line` counts from 1, where it is known."""
 
     kind: Literal["built-in", "file", "environment", "command line"]
     name: str = ""
@@ -68,7 +73,7 @@ def built_in_layer(store_path: str) -> Layer:
 
 
 def file_layer(text: str, name: str, *, folder: str) -> Layer:
-    """A settings file's text. Relative paths in it are taken from `folder`. Raises InvalidSettings when it is not TOML."""
+    """A settings file's text; relative paths in it are taken from `folder`. Raises InvalidSettings if not TOML."""
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -90,17 +95,17 @@ def _with_paths_from(value: Any, folder: str, place: Place) -> Any:
 def environment_layer(environ: Mapping[str, str], below: Iterable[Layer]) -> Layer:
     """The variables that begin with BREAKWATER_: `BREAKWATER_SERVER__LISTEN` is `server.listen`.
 
-    A double underscore divides. Names of upstreams and projects are matched against those that the layers `below` define,
-    with every sign but letters and digits read as an underscore (`BREAKWATER_UPSTREAMS__DOCKER_IO__URL`), because shells
-    cannot export a dot; written exactly (`…__NEW.TEST__URL`), a name may also be new. A value is read as TOML where it is
-    any and its key takes more than text; else it is text.
+    A double underscore divides. Names of upstreams and projects are matched against those that the layers `below`
+    define, with every sign but letters and digits read as an underscore (`BREAKWATER_UPSTREAMS__DOCKER_IO__URL`),
+    because shells cannot export a dot; written exactly (`…__NEW.TEST__URL`), a name may also be new. A value is read as
+    TOML where it is any and its key takes more than text; else it is text.
     """
     configured = [layer.values for layer in below]
     values: dict[str, Any] = {}
     origins: dict[Place, Origin] = {}
     problems: list[str] = []
     for variable in sorted(environ):
-        if not variable.startswith(PREFIX) or variable == FILE_VARIABLE:
+        if not variable.startswith(PREFIX) or variable == FILE_VARIABLE or _SERVICE_LINK.fullmatch(variable):
             continue
         parts = [part.lower() for part in variable.removeprefix(PREFIX).split("__")]
         if "" in parts:
@@ -155,6 +160,19 @@ def _value_of(text: str, place: Place) -> Any:
     except tomllib.TOMLDecodeError:
         return text
     return parsed["value"] if parsed.keys() == {"value"} else text
+
+
+def command_line_layer(options: Iterable[tuple[str, Place, Any]], below: Iterable[Layer]) -> Layer:
+    """Options of the command line: (`--listen`, its place, its value). A name finds the upstream written in `below`."""
+    names = {name.lower(): name for layer in below for name in _table(layer.values, "upstreams")}
+    values: dict[str, Any] = {}
+    origins: dict[Place, Origin] = {}
+    for option, place, value in options:
+        if place[0] == "upstreams":
+            place = ("upstreams", names.get(str(place[1]).lower(), place[1]), *place[2:])
+        put(values, place, value)
+        origins[place] = Origin("command line", option)
+    return Layer(values, Origin("command line", "the command line"), origins)
 
 
 def put(values: dict[str, Any], place: Place, value: Any) -> bool:

@@ -1,8 +1,9 @@
 """On which line of a TOML text each key stands.
 
-`tomllib` keeps no positions, so this reads the text a second time, for names and nothing else. It is only given texts that
-`tomllib` has accepted, and relies on that: it checks nothing, and knows just enough of TOML 1.0 (comments, four kinds of
-strings, dotted and quoted keys, arrays, inline tables, both kinds of headers) not to take a string's content for a key.
+`tomllib` keeps no positions, so this reads the text a second time, for names and nothing else. It is only given texts
+that `tomllib` has accepted, and relies on that: it checks nothing, and knows just enough of TOML 1.0 (comments, four
+kinds of strings, dotted and quoted keys, arrays, inline tables, both kinds of headers) not to take a string's content
+for a key.
 A property test holds it against `tomllib`: the same places, for any document.
 """
 
@@ -28,7 +29,7 @@ _STRING = re.compile(
 
 
 def lines_of(text: str) -> dict[Place, int]:
-    """Place -> line, from 1, for every table, key and entry of a list in a valid TOML text; tables where they first begin."""
+    """Place -> line, from 1, for every table, key and list entry of a valid TOML text; tables where they begin."""
     reader = _Reader(text)
     reader.read()
     return reader.lines

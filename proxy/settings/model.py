@@ -153,21 +153,22 @@ class Store(Section):
     """The one directory on disk."""
 
     path: Path = setting(
-        what="The store's directory. Without a settings file: `$XDG_CACHE_HOME/breakwater`, else `~/.cache/breakwater`.",
+        what="The store's directory. Unless written: `$XDG_CACHE_HOME/breakwater`, else `~/.cache/breakwater`.",
         why="Nothing under it is precious: all of it can be pulled again.",
     )
     capacity: Amount = setting(
         "20GiB",
         unit="bytes",
-        what='What the store may hold, transfers in flight included: a size, or a share such as "80%" of the file system.',
+        what='What the store may hold, transfers in flight included: a size, or a share of the file system ("80%").',
         why="Some hundred images, and small enough for the laptop of somebody who never reads this.",
     )
     min_free: Amount = setting(
         "5%",
         unit="bytes and inodes",
-        what="What stays free on the file system, whoever fills it: cold blobs go until it is. As a share it counts for inodes, "
-        "too; beside a size, 5% of the inodes stay free.",
-        why="ext4 reserves 5% for the same reason. On a node that shares its disk with the kubelet use 25%, as it evicts pods at 15%.",
+        what="What stays free on the file system, whoever fills it: cold blobs go until it is. A share counts for "
+        "inodes, too; beside a size, 5% of the inodes stay free.",
+        why="ext4 reserves 5% for the same reason. On a node that shares its disk with the kubelet use 25%: that one "
+        "evicts pods when 15% is left.",
     )
 
     @property
@@ -184,7 +185,7 @@ class Transfers(Section):
 
     on_last_reader_gone: Literal["finish", "abort", "finish_when_near"] = setting(
         "finish",
-        what='What becomes of a transfer that nobody reads any more: "finish" it, "abort" it, or "finish_when_near" its end.',
+        what='What becomes of a transfer that nobody reads any more: "finish", "abort", or "finish_when_near" its end.',
         why="Whoever left mostly comes back, and a kubelet that retries should find the blob there.",
     )
     max_concurrent: Count = setting(
@@ -214,7 +215,7 @@ class Transfers(Section):
     min_rate: Rate = setting(
         "10KiB/s",
         unit="bytes per second",
-        what="An upstream body slower than this over `min_rate_window` counts as stalled and is resumed elsewhere or failed.",
+        what="An upstream body slower than this over `min_rate_window` has stalled, and is resumed or failed.",
         why="At this rate a layer of 100 MiB takes three hours: nobody waits for that.",
     )
     min_rate_window: Duration = setting(
@@ -309,7 +310,7 @@ class Upstream(Section):
     tag_ttl: Lasting = setting(
         "10m",
         unit="seconds",
-        what='A tag asked for again within this is answered without asking upstream; "0s" always asks, "forever" never again.',
+        what='A tag asked for again within this is answered without asking upstream; "0s" and "forever" work.',
         why="A deployment that restarts asks once, and a moved tag is seen within minutes.",
     )
     stale_if_error: Lasting = setting(
@@ -333,7 +334,8 @@ class Upstream(Section):
     sealed: bool = setting(False, what="Never contact this upstream.", why="As for `server.sealed`.")
     allow_private: bool = setting(
         False,
-        what="Whether names here may resolve to loopback, private or link-local addresses. An address written in `url` permits itself.",
+        what="Whether names here may resolve to loopback, private or link-local addresses. An address written in `url` "
+        "permits itself.",
         why="A registry's redirect must not reach the machine's own network or a cloud's metadata (CVE-2026-2376).",
     )
     min_tls: Literal["1.2", "1.3"] = setting(

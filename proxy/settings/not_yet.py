@@ -1,6 +1,7 @@
 """Keys that are a contract already and do nothing yet.
 
-Writing one is a problem, because a rule that is accepted and ignored would be a lie. When a feature lands, its line goes.
+Writing one is a problem, because a rule that is accepted and ignored would be a lie. When a feature lands, its line
+goes.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Effective:
 
 
 def parse(mapping: Mapping[str, Any], *, origin: Origin = BUILT_IN) -> Settings:
-    """The settings in a mapping as TOML gives it; `store.path` must be in it. Raises InvalidSettings with every problem."""
+    """The settings in a mapping as TOML gives it, `store.path` included. Raises InvalidSettings with every problem."""
     return read([Layer(mapping, origin)]).settings
 
 
@@ -99,7 +99,7 @@ def _validated(values: dict[str, Any]) -> tuple[Settings | None, list[tuple[Plac
 
 
 def _place_in(values: Any, detail: ErrorDetails) -> Place:
-    """The error's location as far as it was written; what our own readers add to it (one value as a list) is dropped."""
+    """The error's location as far as it was written; what our readers add to it (one value as a list) is dropped."""
     is_missing = detail["type"] == "missing"
     location = detail["loc"][:-1] if is_missing else detail["loc"]
     place: Place = ()

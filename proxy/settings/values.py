@@ -1,7 +1,7 @@
 """The values that settings are written in: sizes, durations, rates, addresses, URLs and the shapes of rules.
 
-Each `…_of` takes what TOML gave (a string, a number, a list) and returns the value, or raises ValueError with the end of
-a sentence that begins with the key's place: what is expected, and with what unit. Nothing here knows any key.
+Each `…_of` takes what TOML gave (a string, a number, a list) and returns the value, or raises ValueError with the end
+of a sentence that begins with the key's place: what is expected, and with what unit. Nothing here knows any key.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def address_of(value: Any) -> Address:
         path = value.removeprefix("unix:")
         if not path.startswith("/") or len(path.encode()) > _MOST_UNIX_PATH:
             raise ValueError(
-                f'a Unix socket needs an absolute path of at most {_MOST_UNIX_PATH} bytes, as in "unix:/run/breakwater.sock"'
+                f'a Unix socket needs an absolute path of at most {_MOST_UNIX_PATH} bytes: "unix:/run/breakwater.sock"'
             )
         return UnixAddress(path)
     found = _LISTEN.fullmatch(value)
@@ -248,7 +248,8 @@ def project_path_of(value: Any) -> str:
     """A project's path: one element of a repository name that nobody takes for a source host. Raises ValueError."""
     if not isinstance(value, str) or "/" in value or not _is_repository(value):
         raise ValueError(
-            f"{value!r} is not one element of a repository name: expected lower-case letters and digits, with _ or - between them"
+            f"{value!r} is not one element of a repository name: expected lower-case letters and digits, "
+            "with _ or - between them"
         )
     if value == "library":
         raise ValueError("library is where Docker Hub keeps its official images; a project there would hide them all")
@@ -276,14 +277,17 @@ def path_of(value: Any) -> str:
 
 # -- rules -------------------------------------------------------------------------------------------------------------
 
-_REPOSITORY_GLOB = re.compile(r"[a-z0-9._/*?\[\]!:-]+")
-_TAG_GLOB = re.compile(r"[A-Za-z0-9_.*?\[\]!-]{1,128}")
+_HOST_GLOB = re.compile(r"[a-z0-9.*-]*(?::[0-9*]+)?|\[[0-9a-f:.]+\](?::[0-9*]+)?")
+_ELEMENT_GLOB = re.compile(r"[a-z0-9._*-]+")
+_TAG_GLOB = re.compile(r"[A-Za-z0-9_.*-]{1,128}")
 
 
 def tag_glob_of(value: Any) -> str:
     """A glob over tags: `v*`, `3.*`. Raises ValueError."""
-    if not isinstance(value, str) or not _TAG_GLOB.fullmatch(value) or not _has_closed_brackets(value):
-        raise ValueError(f'{value!r} is not a pattern for tags: expected a tag with * ? or […] in it, as in "v*"')
+    if not isinstance(value, str) or not _TAG_GLOB.fullmatch(value):
+        raise ValueError(
+            f'{value!r} is not a pattern for tags: expected a tag, with * for any of its signs, as in "v*"'
+        )
     return value
 
 
@@ -299,7 +303,10 @@ def repository_glob_of(value: Any) -> str:
 
 
 def rule_of(value: Any) -> str:
-    """A rule: a glob over `host/repository`, with or without `:tag`, or a digest. Raises ValueError."""
+    """A rule: `host/repository`, with or without `:tag`, where * stays within an element and ** does not; or a digest.
+
+    What could never match is refused, too: it would be a rule that somebody relies on. Raises ValueError.
+    """
     if not isinstance(value, str):
         raise ValueError('expected a rule such as "docker.io/library/**", "**:latest" or "sha256:…"')
     if is_digest_rule(value):
@@ -309,35 +316,29 @@ def rule_of(value: Any) -> str:
             raise ValueError(str(error)) from error
         return value
     repository, tag = split_tag(value)
-    if not _REPOSITORY_GLOB.fullmatch(repository) or not _has_closed_brackets(repository):
+    elements = repository.split("/")
+    if not _HOST_GLOB.fullmatch(elements[0]) or not all(_ELEMENT_GLOB.fullmatch(element) for element in elements[1:]):
         raise ValueError(
-            f'{value!r} is not a rule: expected "host/repository" in lower case with * ? ** or […] in it, '
+            f'{value!r} is not a rule: expected "host/repository" in lower case, with * and ** in it, '
             'with or without ":tag", or a digest'
         )
-    elements = repository.split("/")
-    if "" in elements:
-        raise ValueError(f"{value!r} is not a rule: an element of its path is empty")
-    if any("**" in element and element != "**" for element in elements):
-        raise ValueError(f'{value!r} is not a rule: ** stands for whole elements, as in "quay.io/**" or "**/alpine"')
-    if len(elements) == 1 and elements != ["**"]:
-        raise ValueError(f'{value!r} is not a rule: it names no repository; expected "{value}/**" or "**/{value}"')
-    if tag:
+    if not elements[0]:
+        raise ValueError(f"{value!r} is not a rule: it begins with no source host")
+    if len(elements) == 1 and "**" not in repository:
+        raise ValueError(f'{value!r} would match nothing: expected "{repository}/**" for a host or "**/{repository}"')
+    if elements[0] == "docker.io" and len(elements) == 2 and "**" not in elements[1]:
+        raise ValueError(f'{value!r} would match nothing: on Docker Hub that is "docker.io/library/{elements[1]}"')
+    if repository != value:
         tag_glob_of(tag)
-    elif repository != value:
-        raise ValueError(f"{value!r} is not a rule: the tag after the colon is empty")
     return value
 
 
 def is_digest_rule(rule: str) -> bool:
     """Whether the rule names a digest rather than a repository."""
-    return rule.startswith(("sha256:", "sha512:"))
+    return "/" not in rule and rule.startswith(("sha256:", "sha512:"))
 
 
 def split_tag(rule: str) -> tuple[str, str]:
     """The rule's repository part and its tag part, "" when it has none. A port's colon is followed by a slash."""
     head, colon, tag = rule.rpartition(":")
     return (head, tag) if colon and "/" not in tag else (rule, "")
-
-
-def _has_closed_brackets(glob: str) -> bool:
-    return re.fullmatch(r"(?:[^\[\]]|\[[^\[\]]+\])*", glob) is not None
