@@ -66,9 +66,7 @@ def test_every_client_pulls_what_was_pulled_before_when_the_origin_is_gone(scrat
         here = scratch / f"gone-{next(_SEED)}"
         origin = stack.enter_context(Origin(here / "origin"))
         breakwater = stack.enter_context(Breakwater(here / "breakwater", upstreams_at(origin.url, tag_ttl=tag_ttl)))
-        clients: list[Client] = []
-        for each in EVERY_CLIENT:
-            clients.append(stack.enter_context(each(here / each.name, breakwater.address)))
+        clients = [stack.enter_context(each(here / each.name, breakwater.address)) for each in EVERY_CLIENT]
         pushed = {
             "library/small": origin.push("library/small", "1", KINDS["multi-layer"]()),
             "team/multi": origin.push("team/multi", "1", KINDS["multi-arch"]()),

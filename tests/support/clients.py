@@ -245,5 +245,14 @@ class _Answering(Child):
 
 _ACCEPT_ANYTHING = json.dumps({"default": [{"type": "insecureAcceptAnything"}]})
 
+
+class Maker(Protocol):
+    """A kind of client: made of a scratch folder and Breakwater's host:port. Each of the classes above is one."""
+
+    name: str
+
+    def __call__(self, scratch: Path, mirror: str) -> Client: ...
+
+
 #: The four that every kind of node comes down to.
-EVERY_CLIENT = (Skopeo, Containerd, Docker, Podman)
+EVERY_CLIENT: tuple[Maker, ...] = (Skopeo, Containerd, Docker, Podman)
