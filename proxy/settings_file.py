@@ -46,8 +46,10 @@ def default_store(environ: Mapping[str, str] = os.environ) -> Path:
     """The store of somebody who configured none: in the user's cache folder (XDG Base Directory Specification)."""
     named = environ.get("XDG_CACHE_HOME", "")
     # The specification says that a relative path in the variable is to be ignored.
-    folder = Path(named) if named.startswith("/") else Path(environ.get("HOME") or "/var/cache") / ".cache"
-    return folder / "breakwater"
+    if named.startswith("/"):
+        return Path(named, "breakwater")
+    home = environ.get("HOME")
+    return Path(home, ".cache", "breakwater") if home else Path("/var/cache/breakwater")
 
 
 def _file(config: str | None, environ: Mapping[str, str]) -> Layer | None:

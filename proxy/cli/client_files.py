@@ -84,7 +84,7 @@ def text_for(client: str, mirror: Mirror, names: Sequence[str]) -> str:
         return _daemon_json(mirror)
     if client == "containerd":
         return "\n".join("\n".join(_hosts_toml(mirror, host)) + "\n" for host in hosts)
-    return "\n".join(_registries_conf(mirror, hosts, "podman" if client == "podman" else "CRI-O")) + "\n"
+    return "\n".join(_registries_conf(mirror, hosts, is_named=bool(names))) + "\n"
 
 
 def _chosen(mirror: Mirror, names: Sequence[str]) -> list[SourceHost]:
@@ -119,38 +119,44 @@ def _hosts_toml(mirror: Mirror, host: SourceHost) -> Iterator[str]:
 # -- CRI-O and podman --------------------------------------------------------------------------------------------------
 
 
-def _registries_conf(mirror: Mirror, hosts: Sequence[SourceHost], client: str) -> Iterator[str]:
+def _registries_conf(mirror: Mirror, hosts: Sequence[SourceHost], *, is_named: bool) -> Iterator[str]:
     """containers-registries.conf(5). These clients send no `ns`: the path begins with a source host or a project."""
-    yield f"# /etc/containers/registries.conf.d/50-breakwater.conf, for {client}"
+    yield "# /etc/containers/registries.conf.d/50-breakwater.conf"
     for host in hosts:
-        location = f"{mirror.location}/{_path(mirror, host)}"
         yield ""
+        try:
+            location = f"{mirror.location}/{_path(mirror, host)}"
+        except CannotBeWritten as error:
+            # Asked for by name it is an error; among all the others it must not keep them from being printed.
+            if is_named:
+                raise
+            yield f"# {error}"
+            continue
         yield "[[registry]]"
         yield f"prefix = {quoted(host.value)}"
-        if mirror.is_enforced:
-            yield f"location = {quoted(location)}"
-            yield from (["insecure = true  # plain HTTP"] if mirror.is_plain else [])
-            continue
-        yield f"location = {quoted(host.value)}"
-        yield "[[registry.mirror]]"
+        if not mirror.is_enforced:
+            yield f"location = {quoted(host.value)}"
+            yield "[[registry.mirror]]"
         yield f"location = {quoted(location)}"
-        yield from (["insecure = true  # plain HTTP"] if mirror.is_plain else [])
+        if mirror.is_plain:
+            yield "insecure = true  # plain HTTP"
 
 
 def _path(mirror: Mirror, host: SourceHost) -> str:
     if mirror.project is None:
         if ":" in host.value:
             raise CannotBeWritten(
-                f"{host}: these clients allow no colon in a path; leave it out by naming the other upstreams"
+                f"{host}: these clients allow no colon in a path, so a project with a path must lead there"
             )
         return host.value
     project = mirror.settings_of_project
     if project is None or project.path is None:
-        raise CannotBeWritten(f"these clients allow no ~ in a path; give project {mirror.project} a path of its own")
-    if (project.upstream or mirror.default_upstream) != host:
         raise CannotBeWritten(
-            f"{host}: /v2/{project.path}/… leads to {project.upstream or mirror.default_upstream}; name that one alone"
+            f"{host}: these clients allow no ~ in a path; give project {mirror.project} a path of its own"
         )
+    upstream = project.upstream or mirror.default_upstream
+    if upstream != host:
+        raise CannotBeWritten(f"{host}: /v2/{project.path}/… leads to {upstream} and nowhere else")
     return project.path
 
 

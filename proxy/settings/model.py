@@ -71,12 +71,13 @@ K = TypeVar("K")
 Table = Annotated[Mapping[K, T], AfterValidator(MappingProxyType)]
 
 
-def setting(default: Any = ..., /, *, what: str, why: str, unit: str = "") -> Any:
+def setting(default: Any = ..., /, *, what: str, why: str, unit: str = "", instead: str = "") -> Any:
     """A key of a section: its default as the file would spell it, what it is, its unit, and the reason of the default.
 
-    Without a default the key must be written. `None` means that the key is absent unless written.
+    Without a default the key must be written, or something from outside the models stands in: `instead` says what.
+    `None` means that the key is absent unless written.
     """
-    return Field(default, description=what, json_schema_extra={"unit": unit, "why": why})
+    return Field(default, description=what, json_schema_extra={"unit": unit, "why": why, "instead": instead})
 
 
 class Section(BaseModel):
@@ -153,7 +154,8 @@ class Store(Section):
     """The one directory on disk."""
 
     path: Path = setting(
-        what="The store's directory. Unless written: `$XDG_CACHE_HOME/breakwater`, else `~/.cache/breakwater`.",
+        instead="`$XDG_CACHE_HOME/breakwater`, else `~/.cache/breakwater`",
+        what="The store's directory.",
         why="Nothing under it is precious: all of it can be pulled again.",
     )
     capacity: Amount = setting(
@@ -310,7 +312,7 @@ class Upstream(Section):
     tag_ttl: Lasting = setting(
         "10m",
         unit="seconds",
-        what='A tag asked for again within this is answered without asking upstream; "0s" and "forever" work.',
+        what='A tag asked for again within this is answered without asking upstream; "0s" asks each time.',
         why="A deployment that restarts asks once, and a moved tag is seen within minutes.",
     )
     stale_if_error: Lasting = setting(

@@ -22,3 +22,8 @@ NOT_YET: dict[str, str] = {
     "projects.*.immutable_tags": "immutable tags are",
     "robots": "robots are",
 }
+
+
+def is_not_yet(pattern: tuple[str, ...]) -> bool:
+    """Whether the pattern, or a table around it, is in NOT_YET."""
+    return any(".".join(pattern[:end]) in NOT_YET for end in range(1, len(pattern) + 1))

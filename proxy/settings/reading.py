@@ -16,7 +16,7 @@ from proxy.settings.contradictions import contradictions
 from proxy.settings.keys import Pattern, Place, every_key, pattern_of, siblings, spelled
 from proxy.settings.layers import BUILT_IN, Layer, Origin, Written, laid
 from proxy.settings.model import Settings
-from proxy.settings.not_yet import NOT_YET
+from proxy.settings.not_yet import NOT_YET, is_not_yet
 
 #: Taking out what is wrong and looking again ends, for the tree only shrinks; this many rounds are never needed.
 _MOST_ROUNDS = 10
@@ -43,13 +43,14 @@ def read(layers: Iterable[Layer]) -> Effective:
     layers = list(layers)
     written = laid(layers)
     settings, found, taken_out = _validated(written.values)
-    found = [(place, sentence) for place, sentence in found if not _is_not_yet(place)]
+    found = [(place, sentence) for place, sentence in found if not is_not_yet(pattern_of(place))]
     found += _not_yet(written.values, ())
     if settings is not None:
         found += [
             (clash.places[0], clash.sentence)
             for clash in contradictions(settings, written.values)
-            if not any(_touches(place, out) for place in clash.places for out in taken_out)
+            if not is_not_yet(pattern_of(clash.places[0]))
+            and not any(_touches(place, out) for place in clash.places for out in taken_out)
         ]
     problems = [problem for layer in layers for problem in layer.problems]
     found.sort(key=lambda pair: _in_order(written.origin_of(pair[0])))
@@ -167,11 +168,6 @@ def _unknown(place: Place) -> str:
 
 
 # -- not yet -----------------------------------------------------------------------------------------------------------
-
-
-def _is_not_yet(place: Place) -> bool:
-    pattern = pattern_of(place)
-    return any(".".join(pattern[:end]) in NOT_YET for end in range(1, len(pattern) + 1))
 
 
 def _not_yet(value: Any, place: Place) -> list[tuple[Place, str]]:

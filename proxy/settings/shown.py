@@ -9,10 +9,10 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from proxy.settings.contradictions import effective_default
-from proxy.settings.keys import Pattern, Place, inner_section, is_secret, quoted, spelled
+from proxy.settings.keys import Pattern, Place, inner_section, is_secret, pattern_of, quoted, spelled
 from proxy.settings.layers import BUILT_IN, Origin
 from proxy.settings.model import Section, Settings
-from proxy.settings.not_yet import NOT_YET
+from proxy.settings.not_yet import is_not_yet
 from proxy.settings.reading import Effective
 
 #: What stands in place of every secret.
@@ -56,7 +56,7 @@ def _rows_of(section: type[Section], table: Mapping[str, Any], above: Place, eff
             tables += [(inner, one, (*here, key)) for key, one in (value or {}).items()]
         elif name in table:
             yield Row(here, _without_secrets(value, here), effective.written.origin_of(here))
-        elif field.get_default() is not None:
+        elif field.get_default() is not None and not is_not_yet(pattern_of(here)):
             yield Row(here, field.get_default(), BUILT_IN)
     for inner, one, here in tables:
         yield from _rows_of(inner, one, here, effective)
@@ -147,8 +147,9 @@ def _is_heading(pattern: Pattern, field: FieldInfo) -> bool:
 
 def _reference_rows(name: str, pattern: Pattern, field: FieldInfo) -> Iterator[str]:
     inner, is_many = inner_section(field.annotation)
-    yield f"| `{name}` | {_default(field)} | {_what(pattern, field)} | {_why(field)} |"
-    if inner is None or is_many:
+    what = f"{field.description}{' *Not in this version yet.*' if is_not_yet(pattern) else ''}"
+    yield f"| `{name}` | {_default(field)} | {_cell(what)} | {_cell(_word(field, 'why'))} |"
+    if inner is None or is_many or is_not_yet(pattern):
         return
     for key, one in inner.model_fields.items():
         yield from _reference_rows(f"{name}.{key}", (*pattern, key), one)
@@ -156,22 +157,19 @@ def _reference_rows(name: str, pattern: Pattern, field: FieldInfo) -> Iterator[s
 
 def _default(field: FieldInfo) -> str:
     if field.is_required():
-        return "must be written"
+        return _word(field, "instead") or "must be written"
     default = field.get_default()
-    return "none" if default is None else f"`{_toml(default)}`"
+    return "none" if default is None else f"`{_toml(default)}` {_unit(default, field)}".rstrip()
 
 
-def _what(pattern: Pattern, field: FieldInfo) -> str:
+def _unit(default: Any, field: FieldInfo) -> str:
+    """The unit, where the default does not carry it."""
+    return _word(field, "unit") if isinstance(default, int) else ""
+
+
+def _word(field: FieldInfo, name: str) -> str:
     extra = field.json_schema_extra
-    unit = extra.get("unit") if isinstance(extra, dict) else ""
-    what = f"{field.description}" + (f" In {unit}." if unit in ("connections", "transfers") else "")
-    is_late = any(".".join(pattern[:end]) in NOT_YET for end in range(1, len(pattern) + 1))
-    return _cell(f"{what} *Not in this version yet.*" if is_late else what)
-
-
-def _why(field: FieldInfo) -> str:
-    extra = field.json_schema_extra
-    return _cell(str(extra.get("why", ""))) if isinstance(extra, dict) else ""
+    return str(extra.get(name, "")) if isinstance(extra, dict) else ""
 
 
 def _cell(text: str) -> str:
