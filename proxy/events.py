@@ -9,6 +9,34 @@ from typing import Literal
 Outcome = Literal["hit", "coalesced", "miss", "stale", "denied", "failed"]
 
 
+#: What kind of thing was asked for: the bounded label of request metrics.
+Kind = Literal["version", "manifest", "blob", "tags", "referrers", "other"]
+
+
+@dataclass(slots=True)
+class Answered:
+    """One request of a client was answered. Strings from the client are raw: whoever writes them escapes them."""
+
+    request_id: str
+    remote: str
+    method: str
+    path: str
+    user_agent: str
+    kind: Kind = "other"
+    status: int = 0
+    n_bytes: int = 0
+    seconds: float = 0.0
+    #: "" for what is neither a manifest, a blob nor a list.
+    outcome: Outcome | Literal[""] = ""
+    upstream: str = ""
+    repository: str = ""
+    project: str = ""
+    rule: str = ""
+    #: How the body ended: "whole", "gone" (the client left), "slow" (cut), "short" (the transfer failed).
+    ending: str = "whole"
+    error: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class UpstreamAsked:
     """One HTTP request was sent to an upstream. `status` is 0 when no answer came. `kind`: manifest, blob, token, …"""
@@ -66,4 +94,4 @@ class Noticed:
     sentence: str
 
 
-Event = UpstreamAsked | UpstreamBytes | TransferEnded | TagMoved | Evicted | Noticed
+Event = Answered | UpstreamAsked | UpstreamBytes | TransferEnded | TagMoved | Evicted | Noticed

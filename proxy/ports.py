@@ -1,7 +1,7 @@
 """What the engine needs from the outside world, and the only place where that is said.
 
-A port is small and lives with its suite (`tests/contract/`), which every implementation passes. Nothing here touches the
-world; the values are plain and frozen.
+A port is small and lives with its suite (`tests/contract/`), which every implementation passes. Nothing here touches
+the world; the values are plain and frozen.
 """
 
 from __future__ import annotations
@@ -87,7 +87,10 @@ class Ingest(Protocol):
         ...
 
     async def abort(self, *, keep: bool = False) -> None:
-        """Forget it: the file goes, or with `keep` stays under ingest/ for resuming. Never raises. `fd` stays readable."""
+        """Forget it: the file goes, or with `keep` stays under ingest/ for resuming. Never raises.
+
+        `fd` stays readable.
+        """
         ...
 
     def close(self) -> None:
@@ -352,9 +355,9 @@ class LocalFile:
 class Tail(Protocol):
     """A body that is still becoming: bytes up to the frontier may be sent, the rest is waited for (INV-3).
 
-    Bytes below `in_file` are in the file `fd` (-1 when there is no file, then `in_file` is 0). Bytes from there up to the
-    frontier wait in a bounded ring and are had with `piece`: that is how a transfer reaches its readers when the disk is
-    full or failing. `in_file` may grow with every call of `beyond`, and never shrinks.
+    Bytes below `in_file` are in the file `fd` (-1 when there is no file, then `in_file` is 0). Bytes from there up to
+    the frontier wait in a bounded ring and are had with `piece`: that is how a transfer reaches its readers when the
+    disk is full or failing. `in_file` may grow with every call of `beyond`, and never shrinks.
     """
 
     @property
@@ -374,7 +377,10 @@ class Tail(Protocol):
         ...
 
     def piece(self, offset: int, limit: int) -> bytes:
-        """At most `limit` bytes from `offset`, where in_file <= offset < frontier. Raises Overloaded if they are gone."""
+        """At most `limit` bytes from `offset`, where in_file <= offset < frontier. Raises Overloaded if they are gone.
+
+        Never empty.
+        """
         ...
 
     def leave(self) -> None:

@@ -1,8 +1,8 @@
 """Drives one transfer: upstream's pieces into the ingest, in one hop each, until the digest agrees (INV-1, INV-3).
 
 Two coroutines share a small buffer: one reads upstream as fast as it comes, one hashes and writes what has gathered,
-off the loop. While a hop runs the next piece fills. A broken body is resumed where it stopped, a bounded number of times
-without progress. When the disk cannot take the bytes they go to the readers all the same, through a ring.
+off the loop. While a hop runs the next piece fills. A broken body is resumed where it stopped, a bounded number of
+times without progress. When the disk cannot take the bytes they go to the readers all the same, through a ring.
 """
 
 from __future__ import annotations

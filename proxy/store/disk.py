@@ -61,20 +61,33 @@ _SLOW_TO_DROP = 8 << 20
 class DiskBlob:
     """An open blob (ports.OpenBlob)."""
 
-    __slots__ = ("_drop", "_is_open", "fd", "identity", "size")
+    __slots__ = ("_blobs", "_is_open", "fd", "identity", "size")
 
-    def __init__(self, fd: int, identity: FileIdentity, drop: Callable[[int], None]) -> None:
+    def __init__(self, fd: int, identity: FileIdentity, blobs: DiskBlobs) -> None:
         self.fd = fd
         self.size = identity.size
         self.identity = identity
-        self._drop = drop
+        self._blobs = blobs
         self._is_open = True
+
+    async def read(self, offset: int, limit: int, verifier: Verifier | None = None) -> bytes:
+        """See ports.OpenBlob."""
+        return await self._blobs.workers.run("reads", self._read, offset, limit, verifier)
+
+    def _read(self, offset: int, limit: int, verifier: Verifier | None) -> bytes:
+        try:
+            piece = self._blobs.fs.read(self.fd, limit, offset)
+        except OSError as error:
+            raise meaning(error, "cannot read a stored blob") from error
+        if verifier is not None:
+            verifier.feed(piece)
+        return piece
 
     def close(self) -> None:
         """Give the descriptor back. May be called more than once."""
         if self._is_open:
             self._is_open = False
-            self._drop(self.fd)
+            self._blobs.drop(self.fd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,7 +371,7 @@ class DiskBlobs:
             found = self.fs.stat(fd)
             if is_ours(found):
                 identity = FileIdentity(inode=found.st_ino, size=found.st_size, ctime_ns=found.st_ctime_ns)
-                return DiskBlob(fd, identity, self.drop)
+                return DiskBlob(fd, identity, self)
         except BaseException:
             self.fs.close(fd)
             raise

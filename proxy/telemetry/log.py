@@ -1,0 +1,172 @@
+"""One line per request and per thing worth knowing; JSON or readable; safe against what clients put into it.
+
+Lines are written by a thread of their own: a slow terminal or a full pipe must not hold the loop. What cannot be
+written in time is dropped and counted, never piled up.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import re
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TextIO
+
+from proxy.events import Answered, Event, Noticed, TagMoved, TransferEnded
+
+#: Lines that may wait for the writing thread.
+MAX_WAITING = 20_000
+#: Characters of anything a client sent that go into a line.
+MAX_CLIENT_CHARS = 512
+
+#: Control characters, and the separators that some log shippers take for line ends (CWE-117).
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+class LineWriter:
+    """Writes lines to a stream from its own thread."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lines: queue.Queue[str | None] = queue.Queue(MAX_WAITING)
+        self._n_dropped = 0
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    def line(self, text: str) -> None:
+        """Write `text` and a line end, soon."""
+        try:
+            self._lines.put_nowait(text)
+        except queue.Full:
+            self._n_dropped += 1
+
+    def close(self) -> None:
+        """Write what waits, then stop."""
+        self._lines.put(None)
+        self._thread.join(timeout=5.0)
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            waiting = [line]
+            ends = False
+            while not self._lines.empty():
+                following = self._lines.get()
+                if following is None:
+                    ends = True
+                    break
+                waiting.append(following)
+            dropped, self._n_dropped = self._n_dropped, 0
+            if dropped:
+                waiting.append(f"{dropped} log lines were dropped: the log is read too slowly")
+            try:
+                self._stream.write("\n".join(waiting) + "\n")
+                self._stream.flush()
+            except (OSError, ValueError):
+                pass  # nobody reads the log any more; serving goes on
+            if ends:
+                return
+
+
+class EventLog:
+    """Turns events into lines."""
+
+    def __init__(
+        self, writer: LineWriter, wall: Callable[[], float], *, as_json: bool, level: str, requests: str
+    ) -> None:
+        """`wall` gives seconds since 1970; `requests` is "all", "errors" or "off"."""
+        self._writer = writer
+        self._wall = wall
+        self._as_json = as_json
+        self._level = _LEVELS[level]
+        self._requests = requests
+
+    def observe(self, event: Event) -> None:
+        """Write the event, if it is one that is written."""
+        if isinstance(event, Answered):
+            self._answered(event)
+        elif isinstance(event, Noticed):
+            self.say(event.level, event.sentence)
+        elif isinstance(event, TagMoved):
+            self.say("info", f"{event.upstream}/{event.repository}:{event.tag} moved from {event.was} to {event.now}")
+        elif isinstance(event, TransferEnded) and event.failure:
+            self.say("warning", f"transfer of {event.digest} failed after {event.n_bytes} bytes: {event.failure}")
+
+    def say(self, level: str, sentence: str) -> None:
+        """One line for an operator."""
+        if _LEVELS[level] < self._level:
+            return
+        if self._as_json:
+            self._writer.line(json.dumps({"time": self._now(), "level": level, "message": sentence}))
+        else:
+            self._writer.line(f"{self._now()} {level.upper():7} {safe(sentence, 4096)}")
+
+    def _answered(self, event: Answered) -> None:
+        if self._requests == "off" or (self._requests == "errors" and event.status < 400):
+            return
+        if self._as_json:
+            line = {
+                "time": self._now(),
+                "level": "warning" if event.status >= 500 else "info",
+                "request": event.request_id,
+                "remote": event.remote,
+                "method": event.method[:32],
+                "path": event.path[:MAX_CLIENT_CHARS],
+                "status": event.status,
+                "bytes": event.n_bytes,
+                "ms": round(event.seconds * 1000, 3),
+            }
+            for key in ("outcome", "upstream", "repository", "project", "rule", "error"):
+                if value := getattr(event, key):
+                    line[key] = value
+            if event.ending != "whole":
+                line["ending"] = event.ending
+            if event.user_agent:
+                line["agent"] = event.user_agent[:MAX_CLIENT_CHARS]
+            self._writer.line(json.dumps(line))  # ASCII: json escapes everything else
+            return
+        parts = [
+            self._now(),
+            "WARNING" if event.status >= 500 else "INFO   ",
+            event.remote,
+            safe(event.method, 32),
+            safe(event.path, MAX_CLIENT_CHARS),
+            str(event.status),
+            f"{event.n_bytes}B",
+            f"{event.seconds * 1000:.1f}ms",
+            event.outcome or "-",
+            event.request_id,
+        ]
+        if event.ending != "whole":
+            parts.append(event.ending)
+        if event.error:
+            parts.append(safe(event.error, 2048))
+        self._writer.line(" ".join(parts))
+
+    def _now(self) -> str:
+        return datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds")
+
+
+class LoggingBridge(logging.Handler):
+    """What libraries log, as our lines: the message alone, never a traceback."""
+
+    def __init__(self, log: EventLog) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        level = "error" if record.levelno >= logging.ERROR else "warning"
+        sentence = f"{record.name}: {record.getMessage()}"
+        if record.exc_info and record.exc_info[1] is not None:
+            sentence += f" ({type(record.exc_info[1]).__name__}: {record.exc_info[1]})"
+        self._log.say(level, sentence)
+
+
+def safe(text: str, limit: int) -> str:
+    """`text` cut to `limit` characters, on one line, without anything a terminal or a log shipper would act on."""
+    return _UNSAFE.sub(lambda found: f"\\x{ord(found[0]):02x}", text[:limit])

@@ -1,0 +1,513 @@
+"""The composition root: settings become running parts. The only module that knows everyone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+import socket
+import ssl
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+
+from proxy import __version__
+from proxy.clock import SystemClock
+from proxy.engine.blobs import Blobs, Limits
+from proxy.engine.capacity import Capacity
+from proxy.engine.links import Links
+from proxy.engine.listings import Listings
+from proxy.engine.manifests import Manifests
+from proxy.engine.origins import Origin, Origins, SealedUpstream
+from proxy.engine.pull import Plan, Pull
+from proxy.engine.pump import Work
+from proxy.engine.tags import Tags
+from proxy.engine.tasks import TaskOwner
+from proxy.engine.verification import Verification
+from proxy.errors import InvalidSettings, StoreError
+from proxy.events import Event, Noticed, UpstreamAsked
+from proxy.oci.digest import Digest
+from proxy.ports import Upstream
+from proxy.rules.freshness import TagPolicy
+from proxy.rules.gates.allowlist import Rules
+from proxy.rules.globs import Glob
+from proxy.rules.ledger import Ledger
+from proxy.rules.routes import DEFAULT_PROJECT, ProjectRoute, Routes
+from proxy.settings import Credentials as CredentialSettings
+from proxy.settings import Settings, TcpAddress, UnixAddress, effective_default
+from proxy.settings import Upstream as UpstreamSettings
+from proxy.store.disk import DiskStore
+from proxy.telemetry.log import EventLog, LineWriter, LoggingBridge
+from proxy.telemetry.tally import Tally
+from proxy.upstream.client import RegistryClient
+from proxy.upstream.credentials import Credentials
+from proxy.upstream.credentials.static import StaticCredentials
+from proxy.upstream.policy import Deadlines, Pace, UpstreamPolicy
+from proxy.web.admin import Admin
+from proxy.web.registry import Registry
+from proxy.web.serve import Pace as ReaderPace
+from proxy.web.serve import Sender
+from proxy.web.server import DataServer
+from proxy.web.server import Limits as ServerLimits
+
+
+def main(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit code: 0 after a clean stop, 1 when it could not start."""
+    writer = LineWriter(sys.stderr)
+    as_json = settings.log.format == "json" or (settings.log.format == "auto" and not sys.stderr.isatty())
+    log = EventLog(
+        writer, SystemClock().wall, as_json=as_json, level=settings.log.level, requests=settings.server.request_log
+    )
+    logging.basicConfig(handlers=[LoggingBridge(log)], force=True)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings, log))
+        return 0
+    except (StoreError, InvalidSettings) as error:
+        log.say("error", f"cannot start: {error}")
+        return 1
+    except OSError as error:
+        log.say("error", f"cannot start: {error.strerror or error}")
+        return 1
+    finally:
+        writer.close()
+
+
+async def serve(settings: Settings, log: EventLog) -> None:
+    """Everything up, until told to stop; then everything down in the opposite order."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    appliance = await Appliance.start(settings, log)
+    try:
+        log.say("info", appliance.greeting())
+        await stop.wait()
+        log.say("info", f"stopping: running answers have {settings.server.shutdown_grace:g} s")
+        hurry = loop.create_future()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            loop.add_signal_handler(number, _resolve, hurry)
+        await appliance.drain(settings.server.shutdown_grace, hurry)
+    finally:
+        await appliance.aclose()
+    log.say("info", "stopped")
+
+
+@dataclass(slots=True)
+class Appliance:
+    """The running parts."""
+
+    settings: Settings
+    owner: TaskOwner
+    store: DiskStore
+    clients: dict[str, RegistryClient]
+    capacity: Capacity
+    blobs: Blobs
+    pull: Pull
+    tally: Tally
+    clock: SystemClock
+    sender: Sender
+    data: DataServer
+    admin: web.AppRunner
+    admin_addresses: tuple[str, ...]
+    health: UpstreamHealth
+    started_at: float
+    is_stopping: bool = False
+
+    @classmethod
+    async def start(cls, settings: Settings, log: EventLog) -> Appliance:
+        """Open the store, then listen. Raises Unavailable, InvalidSettings or OSError when that is not possible."""
+        clock = SystemClock()
+        tally = Tally()
+        health = UpstreamHealth(clock.monotonic)
+
+        def observe(event: Event) -> None:
+            tally.observe(event)
+            health.observe(event)
+            log.observe(event)
+
+        owner = TaskOwner(lambda sentence: log.say("error", sentence))
+        store = await DiskStore.open(
+            Path(settings.store.path), clock=clock, report=lambda sentence: log.say("warning", sentence)
+        )
+        clients = {} if settings.server.sealed else _clients(settings, clock, owner, observe)
+        space = await store.blobs.space()
+        min_free = settings.store.min_free
+        inode_share = settings.store.min_free_inode_share
+        capacity = Capacity(
+            Ledger(settings.store.capacity.of(space.total_bytes)),
+            store.blobs,
+            store.facts,
+            min_free_bytes=min_free.of,
+            min_free_inodes=lambda total: int(total * inode_share),
+            clock=clock,
+            owner=owner,
+            observe=observe,
+        )
+
+        async def condemn(digest: Digest, why: str) -> None:
+            await store.blobs.quarantine(digest, why)
+            capacity.forget(digest)
+            observe(Noticed("error", f"{why}; moved to quarantine"))
+
+        verification = Verification(owner, clock, condemn=condemn)
+        links = Links(store.records, owner)
+        manifests = Manifests(store.blobs, capacity, links, verification, clock=clock, owner=owner, observe=observe)
+        tags = Tags(store.records, manifests, links, clock=clock, owner=owner, observe=observe)
+        blobs = Blobs(
+            Work(store.blobs, capacity, clock, random.random, observe),
+            links,
+            verification,
+            owner=owner,
+            on_last_reader_gone=settings.transfers.on_last_reader_gone,
+            limits=Limits(settings.transfers.max_concurrent, settings.transfers.max_per_upstream),
+        )
+        listings = Listings(links, manifests, tags, clock=clock, owner=owner, observe=observe)
+        pull = Pull(
+            plan_of(settings, clients), tags=tags, manifests=manifests, blobs=blobs, listings=listings, links=links
+        )
+        sender = Sender(
+            clock,
+            pace=ReaderPace(int(settings.transfers.reader_min_rate), settings.transfers.reader_min_rate_window),
+        )
+        registry = Registry(
+            pull, sender, clock=clock, observe=observe, header_deadline_s=settings.transfers.header_deadline
+        )
+        data = DataServer(
+            registry,
+            log=logging.getLogger("http"),
+            limits=ServerLimits(n_connections=settings.server.max_connections),
+            tls=_server_tls(settings),
+        )
+        self = cls(
+            settings=settings,
+            owner=owner,
+            store=store,
+            clients=clients,
+            capacity=capacity,
+            blobs=blobs,
+            pull=pull,
+            tally=tally,
+            clock=clock,
+            sender=sender,
+            data=data,
+            admin=None,  # type: ignore[arg-type]  # made below: it reports on all the others
+            admin_addresses=(),
+            health=health,
+            started_at=clock.monotonic(),
+        )
+        try:
+            await self._listen()
+        except BaseException:
+            await self.aclose()
+            raise
+        capacity.start()
+        return self
+
+    async def _listen(self) -> None:
+        admin = Admin(status=self.status, metrics=self.metrics, readiness=self.readiness)
+        self.admin = web.AppRunner(admin.app(), access_log=None, shutdown_timeout=1.0)
+        await self.admin.setup()
+        address = self.settings.server.admin_listen
+        if isinstance(address, UnixAddress):
+            await web.UnixSite(self.admin, address.path).start()
+            self.admin_addresses = (str(address),)
+        else:
+            self.admin_addresses = await _tcp_sites(self.admin, address)
+        await self.data.start([str(listening) for listening in self.settings.server.listen])
+
+    async def drain(self, grace_s: float, hurry: asyncio.Future[None]) -> None:
+        """Fail readiness, stop accepting, let running answers end within `grace_s` seconds; `hurry` cuts that short."""
+        self.is_stopping = True
+        draining = self.owner.spawn(self.data.aclose(grace_s), "drain")
+        await asyncio.wait([draining, hurry], return_when=asyncio.FIRST_COMPLETED)
+        if not draining.done():
+            await self.data.aclose(0)
+        await draining
+
+    async def aclose(self) -> None:
+        """Everything down, in the opposite order of its making."""
+        await self.data.aclose(0)
+        if self.admin is not None:
+            await self.admin.cleanup()
+        await self.owner.aclose()
+        await self.capacity.remember()
+        for client in self.clients.values():
+            await client.aclose()
+        self.sender.close()
+        await self.store.aclose()
+
+    # -- what operators see --------------------------------------------------------------------------------------------
+
+    def greeting(self) -> str:
+        """The first line: where, and how to point a client at it."""
+        listening = " and ".join(self.data.addresses)
+        first = next((a for a in self.data.addresses if not a.startswith("unix:")), self.data.addresses[0])
+        scheme = "https" if self.settings.server.tls else "http"
+        example = f"{first}/docker.io/library/alpine:3"
+        return (
+            f"Breakwater {__version__} serves {len(self.settings.upstreams)} upstreams on {listening}, store "
+            f"{self.store.path}, admin {' '.join(self.admin_addresses)}. Try: docker pull {example}; client set-up: "
+            f"breakwater hosts-toml ({scheme}://{first})"
+        )
+
+    def readiness(self) -> tuple[str, str]:
+        """The word and the sentence of /readyz."""
+        if self.is_stopping:
+            return "stopping", "shutting down"
+        if self.capacity.degraded:
+            return "degraded", f"nothing new is kept: {self.capacity.degraded}"
+        if failing := self.health.failing():
+            return "ready", f"upstreams failing: {', '.join(failing)}"
+        return "ready", ""
+
+    def status(self) -> dict[str, Any]:
+        """The document of /api/v1/status."""
+        now = self.clock.monotonic()
+        word, reason = self.readiness()
+        outcomes = self.tally.outcomes()
+        ledger = self.capacity.ledger
+        return {
+            "version": __version__,
+            "uptime_s": round(now - self.started_at, 3),
+            "sealed": self.settings.server.sealed,
+            "ready": word,
+            "reason": reason,
+            "requests": {o: outcomes.get(o, 0) for o in ("hit", "coalesced", "miss", "stale", "denied", "failed")},
+            "response_bytes": self.tally.response_bytes,
+            "upstream_bytes": sum(self.tally.upstream_bytes.values()),
+            "store": {
+                "path": str(self.store.path),
+                "used_bytes": ledger.committed,
+                "reserved_bytes": ledger.reserved,
+                "capacity_bytes": ledger.capacity,
+                "blobs": len(ledger),
+                "evicted_bytes": self.capacity.evicted_bytes,
+                "state": f"degraded: {self.capacity.degraded}" if self.capacity.degraded else "ok",
+                "counted": self.capacity.is_counted,
+            },
+            "transfers": [
+                {
+                    "digest": str(transfer.digest),
+                    "upstream": transfer.source.upstream,
+                    "repository": transfer.source.repository,
+                    "received_bytes": transfer.received,
+                    "size_bytes": transfer.size,
+                    "readers": transfer.n_readers,
+                    "age_s": round(now - transfer.started_at, 3),
+                }
+                for transfer in self.blobs.running()
+            ],
+            "upstreams": {host: self.health.of(host) for host in sorted(map(str, self.settings.upstreams))},
+            "connections": self.data.n_connections,
+            "listen": list(self.data.addresses),
+        }
+
+    def metrics(self) -> bytes:
+        """The document of /metrics."""
+        tally, ledger = self.tally, self.capacity.ledger
+        tally.gauge("breakwater_store_bytes", "Bytes on disk, committed.", ledger.committed)
+        tally.gauge("breakwater_store_reserved_bytes", "Bytes promised to running transfers.", ledger.reserved)
+        tally.gauge("breakwater_store_capacity_bytes", "What the store may hold.", ledger.capacity)
+        tally.gauge("breakwater_store_blobs", "Blobs in the store.", len(ledger))
+        tally.gauge("breakwater_transfers_in_flight", "Transfers running.", sum(1 for _ in self.blobs.running()))
+        tally.gauge("breakwater_connections", "Client connections open.", self.data.n_connections)
+        up: dict[tuple[str, ...], float] = {
+            (str(host),): float(self.health.is_up(str(host))) for host in self.settings.upstreams
+        }
+        tally.gauge("breakwater_upstream_up", "1 while the last answer was one, else 0.", up, "upstream")
+        registry = CollectorRegistry()
+        registry.register(tally)
+        return generate_latest(registry)
+
+
+class UpstreamHealth:
+    """What the last requests to each upstream came to."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._requests: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
+        self._last_error: dict[str, tuple[str, float]] = {}
+        self._down: set[str] = set()
+
+    def observe(self, event: Event) -> None:
+        """Take note of an upstream's answer."""
+        if not isinstance(event, UpstreamAsked):
+            return
+        host = event.upstream
+        self._requests[host] += 1
+        if event.status == 0 or event.status >= 500 or event.status == 429:
+            self._failures[host] += 1
+            self._down.add(host)
+            said = f"answered {event.status}" if event.status else "gave no answer"
+            self._last_error[host] = (f"{event.method} {event.kind} {said}", self._monotonic())
+        else:
+            self._down.discard(host)
+
+    def is_up(self, host: str) -> bool:
+        """Whether its last answer was one; true before the first."""
+        return host not in self._down
+
+    def failing(self) -> list[str]:
+        """Those that are not up."""
+        return sorted(self._down)
+
+    def of(self, host: str) -> dict[str, Any]:
+        """One upstream's entry in the status document."""
+        error = self._last_error.get(host)
+        return {
+            "state": "ok" if self.is_up(host) else "failing",
+            "last_error": f"{error[0]}, {self._monotonic() - error[1]:.0f} s ago" if error else None,
+            "requests": self._requests[host],
+            "failures": self._failures[host],
+        }
+
+
+# -- settings become values --------------------------------------------------------------------------------------------
+
+
+def plan_of(settings: Settings, clients: dict[str, RegistryClient]) -> Plan:
+    """Routing, rules and upstreams as one immutable value."""
+    default = effective_default(settings)
+    projects = tuple(
+        ProjectRoute(
+            name=str(name),
+            path=str(project.path or ""),
+            upstream=str(project.upstream or ""),
+            match=tuple(Glob.parse(str(text)) for text in project.match),
+        )
+        for name, project in settings.projects.items()
+    )
+    policy_deny = tuple(Glob.parse(str(text)) for text in settings.policy.deny)
+    rules = {
+        DEFAULT_PROJECT: Rules(DEFAULT_PROJECT, policy_deny=policy_deny, closed=settings.policy.unmatched == "deny")
+    }
+    for name, project in settings.projects.items():
+        rules[str(name)] = Rules(
+            str(name),
+            allow=tuple(Glob.parse(str(text)) for text in project.allow),
+            deny=tuple(Glob.parse(str(text)) for text in project.deny),
+            policy_deny=policy_deny,
+            closed=str(name) == DEFAULT_PROJECT and settings.policy.unmatched == "deny",
+        )
+    origins = {}
+    for host, upstream in settings.upstreams.items():
+        sealed = settings.server.sealed or upstream.sealed
+        port: Upstream = SealedUpstream(str(host)) if sealed else clients[str(host)]
+        origins[str(host)] = Origin(
+            str(host), port, TagPolicy(upstream.tag_ttl, upstream.stale_if_error, sealed), upstream.negative_ttl
+        )
+    hosts = frozenset(str(host) for host in settings.upstreams)
+    return Plan(Routes(hosts, str(default or ""), projects), rules, Origins(origins))
+
+
+def _clients(
+    settings: Settings, clock: SystemClock, owner: TaskOwner, observe: Callable[[Event], None]
+) -> dict[str, RegistryClient]:
+    clients = {}
+    for host, upstream in settings.upstreams.items():
+        if upstream.sealed:
+            continue
+        clients[str(host)] = RegistryClient(
+            _policy(str(host), upstream, settings),
+            clock=clock,
+            spawn=owner.spawn,
+            observer=observe,
+        )
+    return clients
+
+
+def _policy(host: str, upstream: UpstreamSettings, settings: Settings) -> UpstreamPolicy:
+    if len(upstream.url) > 1:
+        raise InvalidSettings([f'[upstreams."{host}"] url: several addresses are not in this version yet; give one'])
+    endpoint = upstream.url[0]
+    transfers = settings.transfers
+    return UpstreamPolicy(
+        host=host,
+        url=str(endpoint.url),
+        credentials=_credentials(host, endpoint.credentials or upstream.credentials),
+        token_realms=frozenset(str(realm) for realm in upstream.token_realms),
+        allow_private=upstream.allow_private,
+        tls=_client_tls(host, upstream),
+        deadlines=Deadlines(sock_connect_s=upstream.connect_timeout, answer_s=transfers.queue_deadline),
+        pace=Pace(transfers.min_rate, transfers.min_rate_window),
+    )
+
+
+def _credentials(host: str, given: CredentialSettings | None) -> Credentials | None:
+    if given is None or given.username is None:
+        return None
+    if given.password is not None:
+        return StaticCredentials(given.username, given.password.get_secret_value())
+    assert given.password_file is not None
+    return StaticCredentials(given.username, _read(host, Path(given.password_file)).strip())
+
+
+def _read(host: str, path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise InvalidSettings([f'[upstreams."{host}"] cannot read {path}: {reason}']) from error
+
+
+def _client_tls(host: str, upstream: UpstreamSettings) -> ssl.SSLContext | None:
+    context = ssl.create_default_context()
+    if upstream.min_tls == "1.3":
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        if upstream.ca is not None:
+            context.load_verify_locations(cafile=upstream.ca)
+        if upstream.client_cert is not None:
+            context.load_cert_chain(upstream.client_cert, upstream.client_key)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidSettings([f'[upstreams."{host}"] ca or client_cert: {error}']) from error
+    return context
+
+
+def _server_tls(settings: Settings) -> ssl.SSLContext | None:
+    tls = settings.server.tls
+    if tls is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(tls.cert, tls.key)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidSettings([f"[server] tls: cannot use {tls.cert} with {tls.key}: {error}"]) from error
+    return context
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def _tcp_sites(runner: web.AppRunner, address: TcpAddress) -> tuple[str, ...]:
+    """Listen on each address the name stands for; all but the first may be missing (no IPv6 here)."""
+    names = []
+    for i, host in enumerate(address.hosts):
+        listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if listening.family == socket.AF_INET6:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listening.bind((host, address.port))
+        except OSError as error:
+            listening.close()
+            if i == 0:
+                raise OSError(error.errno, f"cannot listen on admin address {address}: {error.strerror}") from error
+            continue
+        port = listening.getsockname()[1]
+        await web.SockSite(runner, listening).start()
+        names.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    return tuple(names)
