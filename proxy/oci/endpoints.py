@@ -1,9 +1,9 @@
 """(method, path, query) <-> Endpoint: one frozen value per read endpoint of the distribution-spec.
 
 The path is parsed once, from the right and as it was received (CVE-2024-3727; and registries have been caught
-authorising the encoded path and opening the decoded one). The last two elements decide, so a repository may have an element called
-`manifests`. What comes out is safe to log, to compare and to look up; which upstream it means is `rules/routes.py`'s
-business.
+authorising the encoded path and opening the decoded one). The last two elements decide, so a repository may have an
+element called `manifests`. What comes out is safe to log, to compare and to look up; which upstream it means is
+`rules/routes.py`'s business.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SHAPE = re.compile(
     rf"/v2/(?:~({COMPONENT})/)?((?:{COMPONENT}|{HOST})(?:/{COMPONENT})*)/(manifests|blobs|tags|referrers)/([^/]+)"
 )
 _ANY_SHAPE = re.compile(r"/v2/.+/(?:(?:manifests|blobs|referrers)/[^/]+|tags/list)", re.DOTALL)
-_PLAIN_NS = re.compile(r"ns=([A-Za-z0-9.-]+)")
+_PLAIN_NS = re.compile(r"ns=([A-Za-z0-9.-]{1,255})")
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _NUMBER = re.compile(r"[0-9]+")
 

@@ -117,7 +117,10 @@ class Reference:
             first = "docker.io"
             if "/" not in name:
                 name = f"library/{name}"
-        target: TagOrDigest = Digest.parse(digest) if at else Tag.parse(tag or "latest")
+        # A tag beside a digest is read as well: what cannot be a tag is a mistake worth telling.
+        target: TagOrDigest = Tag.parse(tag) if colon else Tag("latest")
+        if at:
+            target = Digest.parse(digest)
         return cls(SourceHost.parse(first), Repository.parse(name), target)
 
     def __str__(self) -> str:

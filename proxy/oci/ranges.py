@@ -1,8 +1,8 @@
 """Ranges, conditions and multipart bodies (RFC 9110 §13, §14 and §15.3.7), over whole blobs in bytes.
 
 What is malformed is ignored, and the whole blob is served, as RFC 9110 §14.2 advises; what is well-formed and lies
-outside the blob is a 416. `bytes=500-0` counts as the latter: RFC 9110 would let us ignore it, and the conformance suite
-of the distribution-spec wants a 416.
+outside the blob is a 416. `bytes=500-0` counts as the latter: RFC 9110 would let us ignore it, but the conformance
+suite of the distribution-spec wants a 416.
 """
 
 from __future__ import annotations
