@@ -26,6 +26,9 @@ _INTEROP = _HERE / "interop"
 #: Where the code under test runs in this process, and so on this process's loop.
 _IN_PROCESS = ("unit", "contract", "property", "fault")
 
+#: Threads and descriptors that were there before the test.
+_FOUND = pytest.StashKey[tuple[set[threading.Thread], set[str]]]()
+
 # No deadline in any of them: how long an example takes on a busy machine says nothing.
 settings.register_profile("full", deadline=None, print_blob=True)
 settings.register_profile(
@@ -43,11 +46,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one interop file share daemons: they stay together on one worker, in order."""
+    """Mark what speaks to real clients, and hold coroutines to what only they can break."""
     for item in items:
         if item.path.is_relative_to(_INTEROP):
             item.add_marker(pytest.mark.interop)
+            # Tests of one file share daemons: they stay together on one worker, in order.
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
+            _look_last(item, "_leaves_no_task_behind")
+            if item.path.relative_to(_HERE).parts[0] in _IN_PROCESS:
+                _look_last(item, "_never_blocks_the_loop")
+
+
+def _look_last(item: pytest.Function, fixture: str) -> None:
+    """Set this fixture up before all others, so that what they own is closed by the time it looks."""
+    if fixture not in item.fixturenames:
+        item.fixturenames.insert(0, fixture)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -91,23 +105,23 @@ def pytest_configure(config: pytest.Config) -> None:
 # -- every test --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No thread, file descriptor or task that the test did not find."""
-    threads, descriptors = set(threading.enumerate()), _descriptors()
-    if inspect.iscoroutinefunction(getattr(request.node, "obj", None)):
-        # First of the fixtures, so that it looks last: what other fixtures own is closed by then.
-        request.getfixturevalue("_leaves_no_task_behind")
-        if request.path.relative_to(_HERE).parts[0] in _IN_PROCESS:
-            request.getfixturevalue("_never_blocks_the_loop")
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Remember what was open before any fixture of the test was set up."""
+    item.stash[_FOUND] = (set(threading.enumerate()), _descriptors())
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """After every fixture of the test is gone: no thread and no descriptor that was not found."""
     yield
-    left = _left(threads, descriptors)
+    threads, descriptors = item.stash[_FOUND]
     give_up_at = time.monotonic() + 5
     # Threads that were told to end, and sockets whose loop has just closed, may need a moment.
-    while left and time.monotonic() < give_up_at:
+    while (left := _left(threads, descriptors)) and time.monotonic() < give_up_at:
         gc.collect()
         time.sleep(0.01)
-        left = _left(threads, descriptors)
     assert not left, f"left behind: {left}"
 
 
