@@ -30,10 +30,12 @@ class Pacer:
 
     def record(self, waited_s: float, n_bytes: int) -> None:
         """`n_bytes` came after `waited_s` seconds of waiting."""
+        samples, grain_s = self._samples, self._pace.window_s / self._GRAIN
+        if waited_s >= grain_s and samples[-1][0] < self._waited_s:
+            samples.append((self._waited_s, self._n_bytes))  # what came before a long wait is not to be counted into it
         self._waited_s += waited_s
         self._n_bytes += n_bytes
-        samples = self._samples
-        if self._waited_s - samples[-1][0] >= self._pace.window_s / self._GRAIN:
+        if self._waited_s - samples[-1][0] >= grain_s:
             samples.append((self._waited_s, self._n_bytes))
         while len(samples) > 1 and samples[1][0] <= self._waited_s - self._pace.window_s:
             samples.popleft()

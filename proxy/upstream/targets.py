@@ -14,8 +14,8 @@ from proxy.errors import Misbehaved
 from proxy.upstream.addresses import Address, literal, why_denied
 from proxy.upstream.policy import UpstreamPolicy
 
-#: Visible ASCII without the characters that parsers of URLs disagree about (RFC 3986 § 2).
-_URL = re.compile(r"[!#$%&'()*+,\-./0-9:;=?@A-Z\[\]_a-z~]+")
+#: Visible ASCII without the characters that parsers of URLs disagree about (RFC 3986 § 2), and without a fragment.
+_URL = re.compile(r"[!$%&'()*+,\-./0-9:;=?@A-Z\[\]_a-z~]+")
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?")
 
 
@@ -30,19 +30,23 @@ def shown(url: URL) -> str:
 
 
 class Targets:
-    """The URLs that one upstream's requests may be sent to. Raises ValueError when the policy's own `url` is not
-    usable.
+    """The URLs that one upstream's requests may be sent to.
+
+    Raises ValueError when the policy's own `url` is not usable.
     """
 
     def __init__(self, policy: UpstreamPolicy) -> None:
         self._policy = policy
         base = URL(policy.url, encoded=True)
-        if not _URL.fullmatch(policy.url) or base.scheme not in ("http", "https") or base.raw_query_string:
-            raise ValueError(f"{policy.host}: {shown(base)!r} is not the address of a registry")
+        if not _URL.fullmatch(policy.url) or "?" in policy.url:
+            raise ValueError(f"{policy.host}: its url is not the address of a registry")
         self.base = base.with_path(base.raw_path.rstrip("/"), encoded=True)
         self._is_plain = base.scheme == "http"
         self._own = (literal(base.raw_host or ""), base.port)
-        self.check(base)
+        try:
+            self.check(base)
+        except Misbehaved as problem:
+            raise ValueError(str(problem)) from None
 
     def at(self, path: str) -> URL:
         """The upstream's own URL for `path` (and query), already encoded, which starts at /v2/."""
@@ -59,7 +63,7 @@ class Targets:
         try:
             url = URL(location, encoded=True)
             # Joining tidies dot segments, so an absolute location is taken as it is.
-            target = url if url.is_absolute() and url.scheme else current.join(url)
+            target = url if url.scheme else current.join(url)
         except ValueError:
             raise self._misbehaved("redirects to something that is not a URL") from None
         self.check(target)
@@ -90,30 +94,30 @@ class Targets:
 
     def check(self, url: URL) -> None:
         """Raises Misbehaved unless a request may be sent to `url`, as far as can be told without resolving its name."""
-        place = shown(url)
-        if url.scheme not in ("http", "https") or not url.raw_host:
-            raise self._misbehaved(f"leads to {place}, which is not http or https")
+        try:
+            host, port, place = url.raw_host, url.port, shown(url)
+        except ValueError:  # yarl reads the authority of an encoded URL only when it is asked for a part of it
+            raise self._misbehaved("leads to something that is not a URL") from None
+        if url.scheme not in ("http", "https") or not host or port is None or port == 0:
+            raise self._misbehaved(f"leads to {place}, which is not http or https at some host")
         if url.scheme == "http" and not self._is_plain:
             raise self._misbehaved(f"leads from https to plain {place}; https is kept")
-        if url.raw_user is not None or url.raw_password is not None or "@" in url.raw_authority:
+        if "@" in url.raw_authority:
             raise self._misbehaved("leads to a URL that carries a user name")
-        if url.raw_fragment or str(url).endswith("#"):
-            raise self._misbehaved(f"leads to a URL with a fragment: {place}")
-        if url.port is None or not 0 < url.port < 65536:
-            raise self._misbehaved(f"leads to {place}, which has no usable port")
         try:
-            address = literal(url.raw_host)
+            address = literal(host)
         except ValueError:
-            raise self._misbehaved(f"leads to {url.raw_host[:80]}, an address spelled in an unusual way") from None
+            raise self._misbehaved(f"leads to {host[:80]}, an address spelled in an unusual way") from None
         if address is None:
-            if not _NAME.fullmatch(url.raw_host):
-                raise self._misbehaved(f"leads to {url.raw_host[:80]!r}, which is not a host name")
-        elif why := self.why_denied(address, url.port):
+            if not _NAME.fullmatch(host):
+                raise self._misbehaved(f"leads to {host[:80]!r}, which is not a host name")
+        elif why := self.why_denied(address, port):
             raise self._misbehaved(f"leads to {address}, a {why} address; set allow_private if that is meant")
 
     def why_denied(self, address: Address, port: int) -> str | None:
-        """What is wrong with connecting to `address` at `port`, or None. A literal `url` permits itself, and only
-        itself.
+        """What is wrong with connecting to `address` at `port`, or None.
+
+        A literal `url` permits its own address and port, and nothing else of that machine.
         """
         if (address, port) == self._own:
             return None
