@@ -55,7 +55,7 @@ clean:
 # Installed editable, so that a new revision of the tree runs without another install; pyproject.toml changing is what
 # asks for one. A stamp is written last, so that an interrupted install is done again.
 
-$(VENV)/.serve: pyproject.toml $(VENV)/.pip
+$(VENV)/.serve: pyproject.toml $(BIN)/python
 	@echo "Installing Breakwater into $(VENV) …"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@

@@ -81,12 +81,13 @@ class Containerd:
     name = "containerd"
     host = TEST_HOST
 
-    def __init__(self, scratch: Path, mirror: str) -> None:
+    def __init__(self, scratch: Path, mirror: str, setup: str | None = None) -> None:
+        """`setup` is what hosts.toml says, if not what is written here."""
         self._scratch = scratch
         self._hosts = scratch / "hosts.d"
         self._socket = scratch / "c.sock"
         hosts = {"server": f"http://{NOWHERE}", "host": {f"http://{mirror}": {"capabilities": ["pull", "resolve"]}}}
-        self._hosts_toml = to_toml(hosts)
+        self._hosts_toml = to_toml(hosts) if setup is None else setup
         self._settings = {
             "version": 2,
             "root": str(scratch / "root"),
@@ -141,15 +142,17 @@ class Docker:
     name = "docker"
     host = "docker.io"
 
-    def __init__(self, scratch: Path, mirror: str) -> None:
-        self._scratch, self._mirror = scratch, mirror
+    def __init__(self, scratch: Path, mirror: str, setup: str | None = None) -> None:
+        """`setup` is what daemon.json says, if not what is written here."""
+        self._scratch = scratch
+        self._daemon_json = json.dumps({"registry-mirrors": [f"http://{mirror}"]}) if setup is None else setup
         self._url = f"unix://{scratch / 'd.sock'}"
         self._daemon: Child | None = None
 
     def __enter__(self) -> Self:
         self._scratch.mkdir(parents=True, exist_ok=True)
         at = self._scratch
-        (at / "daemon.json").write_text(json.dumps({"registry-mirrors": [f"http://{self._mirror}"]}))
+        (at / "daemon.json").write_text(self._daemon_json)
         command = [program("dockerd"), "--config-file", f"{at}/daemon.json", "--host", self._url]
         command += ["--data-root", f"{at}/data", "--exec-root", f"{at}/exec", "--pidfile", f"{at}/d.pid"]
         command += ["--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false", "--bridge=none"]
@@ -187,7 +190,8 @@ class Podman:
     name = "podman"
     host = TEST_HOST
 
-    def __init__(self, scratch: Path, mirror: str) -> None:
+    def __init__(self, scratch: Path, mirror: str, setup: str | None = None) -> None:
+        """`setup` is what a file in registries.conf.d says, if not what is written here."""
         self._scratch = scratch
         self._env = {
             "CONTAINERS_REGISTRIES_CONF": f"{scratch}/registries.conf",
@@ -196,10 +200,11 @@ class Podman:
             "TMPDIR": f"{scratch}/tmp",
             "XDG_RUNTIME_DIR": f"{scratch}/run",
         }
-        self._registries = (
-            f'unqualified-search-registries = []\n\n[[registry]]\nprefix = "{self.host}"\nlocation = "{NOWHERE}"\n'
-            f'insecure = true\n\n[[registry.mirror]]\nlocation = "{mirror}/{self.host}"\ninsecure = true\n'
+        ours = (
+            f'[[registry]]\nprefix = "{self.host}"\nlocation = "{NOWHERE}"\ninsecure = true\n\n'
+            f'[[registry.mirror]]\nlocation = "{mirror}/{self.host}"\ninsecure = true\n'
         )
+        self._registries = f"unqualified-search-registries = []\n\n{ours if setup is None else setup}"
         self._storage = {
             "storage": {"driver": "overlay", "graphroot": f"{scratch}/graph", "runroot": f"{scratch}/runroot"}
         }
@@ -251,7 +256,9 @@ class Maker(Protocol):
 
     name: str
 
-    def __call__(self, scratch: Path, mirror: str) -> Client: ...
+    def __call__(self, scratch: Path, mirror: str) -> Client:
+        """A client that is not started yet."""
+        ...
 
 
 #: The four that every kind of node comes down to.
