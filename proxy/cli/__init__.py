@@ -138,7 +138,7 @@ def serve(
 
     from proxy import wiring
 
-    wiring.main(effective.settings)
+    raise SystemExit(wiring.main(effective.settings))
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

@@ -89,6 +89,7 @@ class Blobs:
         self._limits = limits or Limits()
         self._running: dict[Digest, Transfer] = {}
         self._tasks: dict[Transfer, asyncio.Task[None]] = {}
+        self._n_ended = 0
         self._slots = asyncio.Semaphore(self._limits.in_all)
         self._upstream_slots: dict[str, asyncio.Semaphore] = {}
         self._confirming: Flights[tuple[Holding, Digest], int | None] = Flights(owner, "confirm blob")
@@ -103,8 +104,12 @@ class Blobs:
     async def open(self, route: Route, origin: Origin, digest: Digest) -> Opened:
         """The blob, to be read. Raises UnknownBlob, or what upstream raises; the size is known when it returns."""
         expected = await self._authorise(route, origin, digest)
-        if (stored := await self._stored(digest)) is not None:
-            return stored
+        while digest not in self._running:
+            n_ended = self._n_ended
+            if (stored := await self._stored(digest)) is not None:
+                return stored
+            if self._n_ended == n_ended:
+                break  # no transfer can have ended between the look at the store and the look at the table
         if (bad := self._bad.get(digest)) is not None:
             raise Misbehaved(f"{bad}; not asked again for {BAD_FOR_S:g} s", upstream=bad.upstream)
         transfer, outcome = self._joined(route, origin, digest, expected)
@@ -225,6 +230,7 @@ class Blobs:
             task.cancel()
 
     def _ended(self, transfer: Transfer) -> None:
+        self._n_ended += 1
         if self._running.get(transfer.digest) is transfer:
             del self._running[transfer.digest]
         if isinstance(transfer.failure, Misbehaved):

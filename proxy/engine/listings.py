@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cachetools import TLRUCache
+from cachetools import TLRUCache, TTLCache
 
 from proxy.engine.flights import Flights
 from proxy.engine.links import Links
@@ -14,7 +14,7 @@ from proxy.engine.manifests import Manifests, holding_of
 from proxy.engine.origins import Origin
 from proxy.engine.tags import Tags
 from proxy.engine.tasks import TaskOwner
-from proxy.errors import NotFound, UpstreamError
+from proxy.errors import Misbehaved, NotFound, UpstreamError
 from proxy.events import Event, Outcome
 from proxy.oci import pagination, referrers
 from proxy.oci.descriptor import Descriptor
@@ -24,6 +24,12 @@ from proxy.rules.routes import Route
 
 #: Referrers lists remembered at a time.
 MAX_LISTS = 5_000
+#: Tags of one repository that are listed at most. The largest public repositories have some tens of thousands.
+MAX_TAGS = 200_000
+#: Tags asked for at a time; registries answer with as many as they like.
+TAGS_PER_PAGE = 1000
+#: How long a list is remembered for the pages after the first, in seconds; the first page is always upstream's.
+PAGING_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,26 +57,62 @@ class Listings:
         self._links = links
         self._manifests = manifests
         self._tags = tags
-        self._listing: Flights[tuple[Holding, int | None, str | None], TagPage] = Flights(owner, "list tags")
+        self._listing: Flights[Holding, Sequence[str]] = Flights(owner, "list tags")
+        self._tag_lists: TTLCache[Holding, Sequence[str]] = TTLCache(
+            2 * MAX_TAGS, PAGING_S, timer=clock.monotonic, getsizeof=lambda tags: len(tags) + 1
+        )
         self._referring: Flights[tuple[Holding, Digest], tuple[Descriptor, ...]] = Flights(owner, "list referrers")
         self._known: TLRUCache[tuple[Holding, Digest], tuple[float, tuple[Descriptor, ...]]] = TLRUCache(
             MAX_LISTS, ttu=lambda _, value, now: now + value[0], timer=clock.monotonic
         )
 
-    async def tags(self, route: Route, origin: Origin, *, n: int | None, last: str | None) -> tuple[TagPage, Outcome]:
-        """One page of tags (distribution-spec § Listing Tags). Raises UnknownName, or what upstream raises."""
+    async def tags(
+        self, route: Route, origin: Origin, *, n: int | None, last: str | None, visible: Callable[[str], bool]
+    ) -> tuple[TagPage, Outcome]:
+        """One page of those tags that are `visible`, in the spec's order (distribution-spec § Listing Tags).
+
+        Raises UnknownName, or what upstream raises.
+        """
         holding = holding_of(route)
+        remembered = self._tag_lists.get(holding)
+        if last is not None and remembered is not None:
+            return self._page(remembered, n, last, visible), "hit"
         if origin.tag_policy.sealed:
             index = await self._links.of(holding)
             here = sorted({tag for record in index.records.values() for tag in record.tags})
             if not here:
                 await origin.upstream.tags(route.repository, n=n, last=last)  # says that it is sealed
-            tags, following = pagination.page(here, n, last)
-            return TagPage(tags, following), "hit"
-        flight, is_new = self._listing.start(
-            (holding, n, last), lambda: origin.upstream.tags(route.repository, n=n, last=last)
-        )
-        return await asyncio.shield(flight), "miss" if is_new else "coalesced"
+            return self._page(here, n, last, visible), "hit"
+        flight, is_new = self._listing.start(holding, lambda: self._all_tags(route, origin))
+        try:
+            found = await asyncio.shield(flight)
+        except UpstreamError:
+            if remembered is None:
+                raise
+            return self._page(remembered, n, last, visible), "stale"
+        return self._page(found, n, last, visible), "miss" if is_new else "coalesced"
+
+    @staticmethod
+    def _page(tags: Sequence[str], n: int | None, last: str | None, visible: Callable[[str], bool]) -> TagPage:
+        found, following = pagination.page([tag for tag in tags if visible(tag)], n, last)
+        return TagPage(found, following)
+
+    async def _all_tags(self, route: Route, origin: Origin) -> Sequence[str]:
+        """Every page of upstream's list. Many registries sort by nothing and page by nothing that the spec knows
+        (docker-registry 2.8 ignores n and last), so paging in the spec's order takes the whole list."""
+        found: dict[str, None] = {}
+        last: str | None = None
+        while True:
+            page = await origin.upstream.tags(route.repository, n=TAGS_PER_PAGE, last=last)
+            n_before = len(found)
+            found.update(dict.fromkeys(page.tags))
+            if page.last is None or len(found) == n_before:
+                break
+            if len(found) > MAX_TAGS:
+                raise Misbehaved(f"{route.reference} has more than {MAX_TAGS} tags", upstream=route.host)
+            last = page.last
+        self._tag_lists[holding_of(route)] = tags = tuple(found)
+        return tags
 
     async def referrers(self, route: Route, origin: Origin, digest: Digest) -> Referrers:
         """Everything that refers to `digest` (distribution-spec § Listing Referrers); empty where nothing does.

@@ -85,6 +85,8 @@ class Manifests:
             if digest not in index.records:
                 await self._link(holding, held, None)
             return held, "hit"
+        if linked is not None and (held := self._ready.get(digest)) is not None:
+            return held, "hit"  # a fetch ended while we looked on disk
         return await self.fetch(route, origin, digest)
 
     async def local(self, descriptor: Descriptor) -> Held | None:

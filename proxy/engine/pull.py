@@ -89,9 +89,10 @@ class Pull:
         """One page of the tags that this caller may pull."""
         route, origin, rules = self._route(asked)
         rules.check_repository(route.reference)
-        page, outcome = await self._listings.tags(route, origin, n=asked.n, last=asked.last)
-        allowed = tuple(tag for tag in page.tags if rules.lists_tag(route.reference, tag))
-        return route, TagPage(allowed, page.last), outcome
+        page, outcome = await self._listings.tags(
+            route, origin, n=asked.n, last=asked.last, visible=lambda tag: rules.lists_tag(route.reference, tag)
+        )
+        return route, page, outcome
 
     async def referrers(self, asked: ReferrersList) -> tuple[Route, Referrers]:
         """What refers to a digest."""

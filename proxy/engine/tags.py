@@ -167,9 +167,10 @@ class Tags:
         if entry is not None:
             return entry
         record = await self._records.tag(holding, tag)
-        if record is None:
-            return None
-        return self._ready.setdefault((holding, tag), _Entry(record))
+        entry = self._ready.get((holding, tag))  # somebody may have asked upstream while we looked on disk
+        if entry is None and record is not None:
+            entry = self._ready[(holding, tag)] = _Entry(record)
+        return entry
 
     async def _write(self, holding: Holding, tag: Tag, held: Held, origin: Origin) -> None:
         record = TagRecord(tag.value, held.descriptor, self._clock.wall(), origin.host)

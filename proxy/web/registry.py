@@ -143,8 +143,10 @@ class Registry:
         if request.method == "HEAD":
             route, size, outcome = await self._in_time(self._pull.blob_size(asked))
             self._note(said, route, outcome)
-            headers |= {"Cache-Status": cache_status(outcome), "Content-Length": str(size), **_namespace(asked.ns)}
-            return web.Response(headers=headers)
+            headers |= {"Cache-Status": cache_status(outcome), **_namespace(asked.ns)}
+            if ranges.etag_matches(request.headers.get("If-None-Match"), etag):
+                return web.Response(status=304, headers=headers)
+            return web.Response(headers=headers | {"Content-Length": str(size)})
         route, opened = await self._in_time(self._pull.blob(asked))
         try:
             self._note(said, route, opened.outcome)
