@@ -43,6 +43,8 @@ def _addresses_listed(value: Any) -> Any:
     """`url = "…"`, a list of such, or tables: all become tables."""
     if not value and isinstance(value, (list, tuple)):
         raise ValueError("expected at least one URL")
+    if isinstance(value, dict):
+        raise ValueError("a table stands in a list: url = [{ url = …, credentials = … }]")
     return tuple({"url": entry} if isinstance(entry, str) else entry for entry in _listed(value))
 
 
@@ -330,8 +332,8 @@ class Upstream(Section):
     connect_timeout: Duration = setting(
         "5s",
         unit="seconds",
-        what="For one connection: name, TCP and TLS.",
-        why="Three addresses fit in `header_deadline`, and no healthy registry needs longer.",
+        what="How long connecting to one address of a host may take.",
+        why="A healthy one takes a tenth of a second, and a second address must have its turn before clients give up.",
     )
     sealed: bool = setting(False, what="Never contact this upstream.", why="As for `server.sealed`.")
     allow_private: bool = setting(

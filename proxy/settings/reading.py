@@ -171,7 +171,10 @@ def _unknown(place: Place) -> str:
 
 
 def _not_yet(value: Any, place: Place) -> list[tuple[Place, str]]:
-    if place and (what := NOT_YET.get(".".join(pattern_of(place)))) is not None:
+    pattern = pattern_of(place)
+    if place and isinstance(place[-1], int) and place[-1] > 0 and ".".join((*pattern[:-1], "+")) in NOT_YET:
+        pattern = (*pattern[:-1], "+")
+    if (what := NOT_YET.get(".".join(pattern))) is not None:
         return [(place, f"{what} not in this version yet; remove this, for it would be read and ignored")]
     if isinstance(value, dict):
         inner: Iterable[tuple[str | int, Any]] = value.items()
