@@ -95,22 +95,19 @@ class Manifest:
             raise InvalidManifest(f"a manifest of {len(body)} bytes is over the limit of {MAX_MANIFEST_BYTES}")
         document = read_object(body)
         resolved = _resolve(document, bare(media_type))
-        common = _Common.of(document)
-        if resolved in INDEX_TYPES:
-            return cls(
-                media_type=resolved,
-                children=_descriptors(document, "manifests"),
-                subject=common.subject,
-                artifact_type=common.artifact_type,
-                annotations=common.annotations,
-            )
+        subject, artifact_type = document.get("subject"), document.get("artifactType")
+        annotations = document.get("annotations")
         return cls(
             media_type=resolved,
-            config=_descriptor(document.get("config"), "config"),
+            config=None if resolved in INDEX_TYPES else _descriptor(document.get("config"), "config"),
+            # Of these two, the one that does not belong to the type is absent, or `_resolve` would have refused.
             layers=_descriptors(document, "layers"),
-            subject=common.subject,
-            artifact_type=common.artifact_type,
-            annotations=common.annotations,
+            children=_descriptors(document, "manifests"),
+            subject=None if subject is None else _descriptor(subject, "subject"),
+            artifact_type=artifact_type if isinstance(artifact_type, str) else "",
+            annotations=(
+                {k: v for k, v in annotations.items() if isinstance(v, str)} if isinstance(annotations, dict) else {}
+            ),
         )
 
 
@@ -132,27 +129,6 @@ def read_object(body: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InvalidManifest("the document is JSON, but not an object")
     return document
-
-
-@dataclass(frozen=True, slots=True)
-class _Common:
-    """What an image manifest and an index both may have."""
-
-    subject: Descriptor | None
-    artifact_type: str
-    annotations: Mapping[str, str]
-
-    @classmethod
-    def of(cls, document: dict[str, Any]) -> _Common:
-        subject, artifact_type = document.get("subject"), document.get("artifactType")
-        annotations = document.get("annotations")
-        return cls(
-            subject=None if subject is None else _descriptor(subject, "subject"),
-            artifact_type=artifact_type if isinstance(artifact_type, str) else "",
-            annotations=(
-                {k: v for k, v in annotations.items() if isinstance(v, str)} if isinstance(annotations, dict) else {}
-            ),
-        )
 
 
 def _resolve(document: dict[str, Any], content_type: str) -> str:
