@@ -184,7 +184,7 @@ class DiskFacts:
         if not self._is_closed:
             await self._run(self._close, None)
             self._is_closed = True
-            self._thread.shutdown()  # does not block: the thread is idle
+            self._thread.shutdown(wait=False)  # idle, it ends by itself; waiting for that would block the loop
 
     # from the loop into the thread
 

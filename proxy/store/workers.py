@@ -67,7 +67,7 @@ class Workers:
         while self._running:
             await asyncio.wait(self._running)
         for pool in self._pools.values():
-            pool.shutdown()  # does not block: every thread is idle
+            pool.shutdown(wait=False)  # every thread is idle and ends by itself; waiting for that would block the loop
 
     def _ended(self, future: asyncio.Future[Any]) -> None:
         self._running.discard(future)

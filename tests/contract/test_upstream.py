@@ -1,0 +1,29 @@
+"""ports.Upstream: every implementation passes the suite."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.contract.suites.upstream import IMAGE, REPOSITORY, SIGNATURE, TAGS, UpstreamSuite, World
+from tests.support.registry import Guard, ScriptedRegistry
+from tests.support.upstream import asking
+
+GUARDS = {"open": None, "behind tokens": "bearer"}
+
+
+@pytest.fixture(params=GUARDS.values(), ids=GUARDS.keys())
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """The client, over a real socket, to a registry that is open to all and to one that wants tokens."""
+    guard = None if request.param is None else Guard(scheme=request.param)
+    async with ScriptedRegistry(guard=guard) as registry, asking(registry) as asked:
+        registry.put(str(REPOSITORY), IMAGE, *TAGS)
+        registry.put(str(REPOSITORY), SIGNATURE)
+        yield World(
+            asked.client, lambda content, algorithm: registry.put_blob(str(REPOSITORY), content, algorithm) and None
+        )
+
+
+class TestRegistryClient(UpstreamSuite):
+    """Over HTTP."""
