@@ -27,6 +27,11 @@ class Route:
     named: bool = False
 
     @property
+    def place(self) -> tuple[str, str, str]:
+        """Project, source host and repository, as words for logs and metrics."""
+        return self.project, self.host, self.repository.value
+
+    @property
     def reference(self) -> str:
         """`<host>/<repository>`, as globs see it."""
         return f"{self.host}/{self.repository.value}"

@@ -24,7 +24,6 @@ from proxy.oci import codes, endpoints, mediatypes, pagination, ranges, referrer
 from proxy.oci.endpoints import BlobGet, ManifestGet, ReferrersList, TagsList, VersionCheck
 from proxy.oci.ranges import Range
 from proxy.ports import Clock, LocalFile, TagPage
-from proxy.rules.routes import Route
 from proxy.web import errors as error_table
 from proxy.web.serve import Part, Sender
 
@@ -110,7 +109,7 @@ class Registry:
 
     async def _manifest(self, request: web.BaseRequest, asked: ManifestGet, said: Answered) -> web.Response:
         pulled = await self._in_time(self._pull.manifest(asked))
-        self._note(said, pulled.route, pulled.outcome)
+        self._note(said, pulled.route.place, pulled.outcome)
         held = pulled.held
         etag = f'"{held.descriptor.digest}"'
         headers = {
@@ -142,14 +141,14 @@ class Registry:
         }
         if request.method == "HEAD":
             route, size, outcome = await self._in_time(self._pull.blob_size(asked))
-            self._note(said, route, outcome)
+            self._note(said, route.place, outcome)
             headers |= {"Cache-Status": cache_status(outcome), **_namespace(asked.ns)}
             if ranges.etag_matches(request.headers.get("If-None-Match"), etag):
                 return web.Response(status=304, headers=headers)
             return web.Response(headers=headers | {"Content-Length": str(size)})
         route, opened = await self._in_time(self._pull.blob(asked))
         try:
-            self._note(said, route, opened.outcome)
+            self._note(said, route.place, opened.outcome)
             headers |= {"Cache-Status": cache_status(opened.outcome), **_namespace(asked.ns)}
             response, parts = _select(request, headers, opened, etag)
         except BaseException:
@@ -163,7 +162,7 @@ class Registry:
 
     async def _tags(self, request: web.BaseRequest, asked: TagsList, said: Answered) -> web.Response:
         route, page, outcome = await self._in_time(self._pull.tags(asked))
-        self._note(said, route, outcome)
+        self._note(said, route.place, outcome)
         headers = {
             **_COMMON,
             "Content-Type": "application/json",
@@ -176,7 +175,7 @@ class Registry:
 
     async def _referrers(self, request: web.BaseRequest, asked: ReferrersList, said: Answered) -> web.Response:
         route, found = await self._in_time(self._pull.referrers(asked))
-        self._note(said, route, found.outcome)
+        self._note(said, route.place, found.outcome)
         headers = {
             **_COMMON,
             "Content-Type": mediatypes.OCI_INDEX,
@@ -241,8 +240,8 @@ class Registry:
                 upstream="",
             ) from None
 
-    def _note(self, said: Answered, route: Route, outcome: Outcome) -> None:
-        said.upstream, said.repository, said.project = route.host, route.repository.value, route.project
+    def _note(self, said: Answered, place: tuple[str, str, str], outcome: Outcome) -> None:
+        said.project, said.upstream, said.repository = place
         said.outcome = outcome
 
     def _request_id(self, request: web.BaseRequest) -> str:
