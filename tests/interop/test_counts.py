@@ -1,0 +1,99 @@
+"""What Breakwater says about itself agrees with what the origin says about it, to the request and to the byte."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.interop.conftest import upstreams_at
+from tests.support.crowd import Visit, visit_all
+from tests.support.images import KIB, MIB, Blob, Image, image, manifest
+from tests.support.origin import Origin
+from tests.support.process import Breakwater, eventually
+from tests.support.relay import Relay
+
+_SAMPLE = re.compile(
+    r'^breakwater_upstream_requests_total\{kind="(\w+)",status="(\w+)",upstream="[^"]*"\} (\S+)$', re.M
+)
+
+
+@pytest.fixture
+def alone(origin: Origin, scratch: Path, request: pytest.FixtureRequest) -> Iterator[Breakwater]:
+    """A Breakwater that nobody else talks to."""
+    with Breakwater(scratch / request.node.name, upstreams_at(origin.url)) as running:
+        yield running
+        running.stop_cleanly()
+
+
+def everything(repository: str, pushed: Image) -> list[Visit]:
+    """One of each kind of question, answered and unanswerable."""
+    absent = "sha256:" + "0" * 64
+    paths = [
+        "manifests/1",
+        f"manifests/{pushed.digest}",
+        *(f"blobs/{blob.digest}" for blob in pushed.all_blobs()),
+        "tags/list",
+        f"referrers/{pushed.digest}",
+        "manifests/absent",
+        f"manifests/{absent}",
+        f"blobs/{absent}",
+    ]
+    return [Visit(f"/v2/{repository}/{path}", method=method) for path in paths for method in ("GET", "HEAD")]
+
+
+def test_upstream_counters_agree_with_the_upstreams_own_log(origin: Origin, alone: Breakwater) -> None:
+    """Product, "Metrics": `breakwater_upstream_requests_total` is the origin's access log, counted."""
+    pushed = origin.push("library/counted", "1", image(1, (5 * KIB, 7 * KIB)))
+    n_before = len(origin.requests())
+
+    for _ in range(2):
+        visit_all(alone.port, everything("library/counted", pushed))
+
+    logged = Counter(str(each.status) for each in origin.requests()[n_before:])
+    counted: Counter[str] = Counter()
+    for _, status, value in _SAMPLE.findall(alone.admin("/metrics")):
+        counted[status] += int(float(value))
+    assert counted == logged
+
+
+def test_status_tells_hits_from_coalesced_from_misses(origin: Origin, scratch: Path) -> None:
+    """20 cold readers of one layer are one miss and 19 coalesced; 10 warm ones are hits; the layer came in once."""
+    layer = Blob(bytes(range(256)) * 8 * KIB)
+    pushed = origin.push("library/status", "1", manifest(Blob(b"{}"), [layer]))
+    target = f"/v2/library/status/blobs/{layer.digest}"
+
+    # The end is held back until all have begun: none of them can come late and be a hit.
+    with (
+        Relay(origin.port, hold_back=MIB, holds=lambda seen: layer.digest in seen) as relay,
+        Breakwater(scratch / "status", upstreams_at(relay.url)) as breakwater,
+    ):
+        visit_all(breakwater.port, [Visit(f"/v2/library/status/manifests/{pushed.digest}")])
+        before = breakwater.status()
+
+        cold = [Visit(target) for _ in range(20)]
+        visit_all(breakwater.port, cold, after_each_round=lambda: _release_once_all_have_begun(relay, cold))
+        visit_all(breakwater.port, [Visit(target) for _ in range(10)])
+
+        # A client may have its last byte before Breakwater has counted it.
+        eventually(lambda: sum(_since(breakwater, before).values()) == 30, "30 requests are counted")
+        assert _since(breakwater, before) == {"miss": 1, "coalesced": 19, "hit": 10}
+        after = breakwater.status()
+        assert after["response_bytes"] - before["response_bytes"] == 30 * len(layer.content)
+        assert after["upstream_bytes"] - before["upstream_bytes"] == len(layer.content)
+        assert after["store"]["used_bytes"] - before["store"]["used_bytes"] >= len(layer.content)
+        assert after["transfers"] == []
+        breakwater.stop_cleanly()
+
+
+def _release_once_all_have_begun(relay: Relay, visits: list[Visit]) -> None:
+    if all(visit.n_bytes for visit in visits):
+        relay.release()
+
+
+def _since(breakwater: Breakwater, before: dict[str, dict[str, int]]) -> dict[str, int]:
+    now: dict[str, int] = breakwater.status()["requests"]
+    return {name: n - before["requests"][name] for name, n in now.items() if n != before["requests"][name]}
