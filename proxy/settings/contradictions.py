@@ -124,7 +124,7 @@ def _of_upstreams(settings: Settings, written: Mapping[str, Any]) -> Iterator[Cl
                 f"is written twice: source hosts know no capitals, see {spelled(('upstreams', names[name.lower()]))}",
             )
     default = settings.server.default_upstream
-    if default is not None and default.value not in names and "default_upstream" in written.get("server", {}):
+    if default is not None and default.value not in names and "default_upstream" in _names(written, "server"):
         yield Clash(
             (("server", "default_upstream"),),
             f"{default} is not configured under [upstreams]; {_nearest(default.value, names)}",

@@ -100,7 +100,7 @@ def environment_layer(environ: Mapping[str, str], below: Iterable[Layer]) -> Lay
     because shells cannot export a dot; written exactly (`…__NEW.TEST__URL`), a name may also be new. A value is read as
     TOML where it is any and its key takes more than text; else it is text.
     """
-    configured = [layer.values for layer in below]
+    configured = laid(below).values
     values: dict[str, Any] = {}
     origins: dict[Place, Origin] = {}
     problems: list[str] = []
@@ -125,10 +125,10 @@ def environment_layer(environ: Mapping[str, str], below: Iterable[Layer]) -> Lay
     return Layer(values, Origin("environment", f"{PREFIX}…"), origins, tuple(problems))
 
 
-def _place_of(parts: list[str], configured: list[Mapping[str, Any]]) -> Place:
+def _place_of(parts: list[str], configured: Mapping[str, Any]) -> Place:
     if parts[0] not in ("upstreams", "projects", "robots") or len(parts) < 2:
         return tuple(parts)
-    names = {name for values in configured for name in _table(values, parts[0])}
+    names = list(_table(configured, parts[0]))
     named = parts[1]
     alike = sorted(name for name in names if name.lower() == named) or sorted(
         name for name in names if _as_variable(name) == _as_variable(named)
@@ -164,7 +164,7 @@ def _value_of(text: str, place: Place) -> Any:
 
 def command_line_layer(options: Iterable[tuple[str, Place, Any]], below: Iterable[Layer]) -> Layer:
     """Options of the command line: (`--listen`, its place, its value). A name finds the upstream written in `below`."""
-    names = {name.lower(): name for layer in below for name in _table(layer.values, "upstreams")}
+    names = {name.lower(): name for name in _table(laid(below).values, "upstreams")}
     values: dict[str, Any] = {}
     origins: dict[Place, Origin] = {}
     for option, place, value in options:

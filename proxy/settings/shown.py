@@ -81,7 +81,7 @@ def as_toml(effective: Effective) -> str:
             table = row.place[:-1]
             lines += [*([""] if lines else []), f"[{spelled(table)}]"]
         written = f"{spelled(row.place[-1:])} = {_toml(row.value)}"
-        lines.append(f"{written:<{_ORIGIN_COLUMN}}# {row.origin}")
+        lines.append(f"{written:<{_ORIGIN_COLUMN - 1}} # {row.origin}")
     return "\n".join(lines) + "\n"
 
 
