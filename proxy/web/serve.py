@@ -327,7 +327,7 @@ def _remaining(parts: Sequence[Part], n_sent: int) -> Sequence[Part]:
         n_sent -= taken
         if taken < _size(part):
             rest.append(part[taken:] if isinstance(part, bytes) else Range(part.start + taken, part.end))
-    return rest
+    return tuple(rest)
 
 
 class _FileFault(Exception):

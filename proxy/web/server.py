@@ -18,7 +18,6 @@ import logging
 import os
 import socket
 import ssl
-import stat
 import termios
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,7 +91,8 @@ class DataServer:
         """Listen on sockets that were handed over, then on each of `listen`.
 
         That is "host:port", "[v6]:port", "*:port" (every address of both families) or "unix:path"; a name with several
-        addresses, as localhost, is listened on at each. Raises OSError when an address cannot be had, and then closes all.
+        addresses, as localhost, is listened on at each. Raises OSError when an address cannot be had; nothing listens
+        then.
         """
         loop = asyncio.get_running_loop()
         server = self._server = _Server(self._answer, loop, self._limits, self._log)
@@ -121,12 +121,8 @@ class DataServer:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
-        for path in self._unix_paths:
-            try:
-                os.unlink(path)
-            except OSError:
-                pass  # gone already, or never ours
-        self._unix_paths.clear()
+        while self._unix_paths:
+            await asyncio.to_thread(_forget_unix, self._unix_paths.pop())
         if self._server is not None:
             await self._server.drain(grace_s)
 
@@ -181,7 +177,7 @@ class _Server(web.Server):
         self.limits = limits
         self.log = log
         self.grumble = _Grumble(log, loop)
-        self._on_empty: asyncio.Future[None] | None = None
+        self._emptied = asyncio.Event()
 
     @property
     def n_connections(self) -> int:
@@ -199,8 +195,8 @@ class _Server(web.Server):
             task.add_done_callback(lambda _: self._notice_empty())
 
     def _notice_empty(self) -> None:
-        if not self._connections and self._on_empty is not None and not self._on_empty.done():
-            self._on_empty.set_result(None)
+        if not self._connections:
+            self._emptied.set()
 
     async def drain(self, grace_s: float) -> None:
         """Close what is idle, let what is busy finish for `grace_s`, then cut it, and return once all is over."""
@@ -217,14 +213,12 @@ class _Server(web.Server):
     async def _is_empty_within(self, seconds: float) -> bool:
         if not self._connections:
             return True
-        self._on_empty = self._loop.create_future()
+        self._emptied.clear()
         try:
             async with asyncio.timeout(seconds):
-                await self._on_empty
+                await self._emptied.wait()
         except TimeoutError:
             return False
-        finally:
-            self._on_empty = None
         return True
 
 
@@ -453,7 +447,7 @@ class _Grumble:
 async def _bind(address: str, loop: asyncio.AbstractEventLoop) -> list[socket.socket]:
     """Sockets bound to `address`: several where a name has several addresses (localhost has two)."""
     if address.startswith("unix:"):
-        return [_bind_unix(address.removeprefix("unix:"))]
+        return [await asyncio.to_thread(_bind_unix, address.removeprefix("unix:"))]
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     found = await loop.getaddrinfo(
@@ -486,18 +480,25 @@ async def _bind(address: str, loop: asyncio.AbstractEventLoop) -> list[socket.so
 
 
 def _bind_unix(path: str) -> socket.socket:
+    _forget_unix(path)  # left over from a process that was killed
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if stat.S_ISSOCK(os.stat(path).st_mode):
-            os.unlink(path)  # left over from a process that was killed
-    except OSError:
-        pass  # nothing there
     try:
         listening.bind(path)
     except OSError as error:
         listening.close()
         raise OSError(error.errno, f"cannot listen on unix:{path}: {error.strerror}") from error
     return listening
+
+
+def _forget_unix(path: str) -> None:
+    """Remove the name of a socket on which nobody listens."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError:
+            pass  # nothing there, or no socket
 
 
 def _tune(listening: socket.socket, limits: Limits) -> None:

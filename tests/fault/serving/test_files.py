@@ -1,0 +1,357 @@
+"""Files onto sockets: every byte, in order, whatever the client does."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import random
+import ssl
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import trustme
+from aiohttp import web
+
+from proxy.oci.ranges import Range
+from proxy.ports import BlobSource, LocalFile
+from proxy.web.serve import PIECE_BYTES, SMALL_BYTES, TURN_BYTES, Disk, Pace, Part, ReadFailed, Sender
+from proxy.web.server import Limits
+from tests.support.clock import ManualClock
+from tests.support.serving import (
+    PATTERN,
+    FileBlob,
+    body_of,
+    connected,
+    get,
+    head_of,
+    listening,
+    port,
+    reset,
+    whole,
+)
+
+EDGES = sorted(
+    {0, 1} | {edge + by for edge in (SMALL_BYTES, PIECE_BYTES) for by in (-1, 0, 1)} | {TURN_BYTES - 1, TURN_BYTES}
+)
+SEED = 20261122
+
+
+class Cold(Disk):
+    """A disk that has nothing in memory, and says when it was read from a thread."""
+
+    def __init__(self) -> None:
+        self.threads: set[str] = set()
+
+    def read_resident(self, fd: int, offset: int, n_bytes: int) -> bytes | None:
+        return None
+
+    def read(self, fd: int, offset: int, n_bytes: int) -> bytes:
+        self.threads.add(threading.current_thread().name)
+        return super().read(fd, offset, n_bytes)
+
+    def sendfile_cold(self, out: int, fd: int, offset: int, n_bytes: int) -> int:
+        self.threads.add(threading.current_thread().name)
+        return super().sendfile_cold(out, fd, offset, n_bytes)
+
+
+class Unsendable(Disk):
+    """A file system that has no sendfile."""
+
+    def sendfile(self, out: int, fd: int, offset: int, n_bytes: int) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+
+@pytest.fixture
+def blob(tmp_path: Path) -> Path:
+    path = tmp_path / "blob"
+    path.write_bytes(PATTERN)
+    return path
+
+
+@pytest.fixture(params=[Disk, Cold, Unsendable], ids=["resident", "cold", "no sendfile"])
+def disk(request: pytest.FixtureRequest) -> Disk:
+    return request.param()
+
+
+@pytest.mark.parametrize("size", EDGES)
+async def test_a_body_of_any_size_arrives_whole(tmp_path: Path, disk: Disk, size: int) -> None:
+    """Sizes at the edges of every step: nothing, one byte, and each threshold ± 1; twice on one connection."""
+    path = tmp_path / "blob"
+    path.write_bytes(PATTERN[:size])
+    async with port(whole(path), disk=disk) as served, connected(served.address) as (reader, writer):
+        for _ in range(2):
+            writer.write(get())
+            assert await body_of(reader) == PATTERN[:size]
+        await served.quiet()
+        assert [sent.ending for sent in served.sent] == ["whole", "whole"]
+
+
+async def test_random_ranges_are_the_bytes_of_the_file(blob: Path) -> None:
+    """300 ranges, many connections, requests pipelined eight at a time."""
+    chance = random.Random(SEED)
+    ranges = [sorted(chance.sample(range(len(PATTERN) + 1), 2)) for _ in range(300)]
+
+    async def ask(some: Sequence[Sequence[int]]) -> None:
+        async with connected(served.address) as (reader, writer):
+            for start in range(0, len(some), 8):
+                batch = some[start : start + 8]
+                writer.write(b"".join(get(f"/{first}-{last}") for first, last in batch))
+                for first, last in batch:
+                    assert await body_of(reader) == PATTERN[first:last]
+
+    async with port(whole(blob)) as served:
+        await asyncio.gather(*(ask(ranges[n::6]) for n in range(6)))
+
+
+async def test_parts_of_memory_and_of_the_file_arrive_in_order(blob: Path, disk: Disk) -> None:
+    """A multipart body: literal bytes and ranges by turns, backwards too."""
+    parts: list[Part] = [
+        b"first", Range(500_000, 900_000), b"second" * 1000, Range(0, 1), b"", Range(1, 200_000), b"last",
+    ]  # fmt: skip
+    wanted = b"".join(part if isinstance(part, bytes) else PATTERN[part.start : part.end] for part in parts)
+
+    def what(_: web.BaseRequest) -> tuple[BlobSource, Sequence[Part]]:
+        return LocalFile(FileBlob(blob)), parts
+
+    async with port(what, disk=disk) as served, connected(served.address) as (reader, writer):
+        writer.write(get())
+        assert await body_of(reader) == wanted
+
+
+async def test_aborts_at_random_offsets_leave_nothing_and_harm_nobody(blob: Path) -> None:
+    """200 clients leave in the middle, by FIN or RST, beside others that must get exactly their own bytes.
+
+    That no descriptor and no task is left is checked for every test.
+    """
+    chance = random.Random(SEED)
+
+    async def abort(after: int, by_reset: bool) -> None:
+        async with connected(served.address, receive_buffer=16 << 10) as (reader, writer):
+            writer.write(get())
+            await head_of(reader)
+            await reader.readexactly(after)
+            if by_reset:
+                reset(writer)
+
+    async def stay(n: int) -> None:
+        async with connected(served.address) as (reader, writer):
+            for _ in range(20):
+                writer.write(get(f"/{n}-"))
+                assert await body_of(reader) == PATTERN[n:]
+
+    async with port(whole(blob)) as served:
+        await asyncio.gather(stay(1), stay(77_777), *(leavers(chance, abort, 50) for _ in range(4)))
+        await served.quiet()
+        assert all(sent.n_bytes <= len(PATTERN) for sent in served.sent)
+
+
+async def leavers(chance: random.Random, abort, n: int) -> None:  # type: ignore[no-untyped-def]
+    for _ in range(n):
+        await abort(chance.randrange(len(PATTERN) // 2), chance.random() < 0.5)
+
+
+async def test_a_client_that_closes_its_sending_half_gets_its_whole_answer(blob: Path) -> None:
+    """RFC 9112 §9.6: FIN after the request is no abort. Then the connection ends."""
+    async with port(whole(blob)) as served, connected(served.address, receive_buffer=16 << 10) as (reader, writer):
+        writer.write(get() + get("/5-500000"))
+        writer.write_eof()
+        assert await body_of(reader) == PATTERN
+        assert await body_of(reader) == PATTERN[5:500_000]
+        assert await reader.read() == b""
+
+
+async def test_a_half_closed_client_that_reads_slowly_is_not_taken_for_gone(blob: Path) -> None:
+    """While the kernel still holds bytes for it, it is being served, whatever the half-close deadline says."""
+    limits = Limits(half_closed_s=0.001)  # passes many times while this is read
+    async with (
+        port(whole(blob), limits=limits) as served,
+        connected(served.address, receive_buffer=4 << 10) as (reader, writer),
+    ):
+        writer.write(get())
+        writer.write_eof()
+        _, length = await head_of(reader)
+        got = bytearray()
+        while len(got) < length:
+            got += await reader.readexactly(min(512, length - len(got)))
+            await asyncio.sleep(0)
+        assert got == PATTERN
+
+
+async def test_a_stalled_reader_is_cut_once_it_is_below_the_pace(blob: Path) -> None:
+    """No bytes for a whole window: the connection is reset and everything it held is given back."""
+    clock = ManualClock()
+    async with (
+        port(whole(blob), clock=clock, pace=Pace(10_000, 60.0), limits=Limits(send_buffer_bytes=16 << 10)) as served,
+        connected(served.address, receive_buffer=4 << 10) as (reader, writer),
+    ):
+        writer.write(get())
+        await head_of(reader)
+        n_before = -1
+        while n_before != (n_before := reader._buffer.__len__()):  # type: ignore[attr-defined]  # until it takes no more
+            for _ in range(50):
+                await asyncio.sleep(0)
+        served.sender.sweep()
+        await clock.advance(59)
+        served.sender.sweep()
+        assert len(served.sender) == 1
+        for _ in range(3):  # a sweep that sees progress starts a new window
+            await clock.advance(61)
+            served.sender.sweep()
+            for _ in range(20):
+                await asyncio.sleep(0)
+        await served.quiet()
+        assert [sent.ending for sent in served.sent] == ["slow"]
+        with pytest.raises(ConnectionResetError):
+            while await reader.read(1 << 16):
+                pass
+
+
+async def test_cold_windows_are_sent_by_worker_threads_while_the_loop_turns(blob: Path) -> None:
+    """A disk that takes its time holds up its own reader and nobody else."""
+    released = threading.Event()
+
+    class Stuck(Cold):
+        def sendfile_cold(self, out: int, fd: int, offset: int, n_bytes: int) -> int:
+            assert released.wait(30)
+            return super().sendfile_cold(out, fd, offset, n_bytes)
+
+    stuck = Stuck()
+    async with port(whole(blob), disk=stuck) as slow, port(whole(blob)) as fast:
+        async with connected(slow.address) as (reader, writer):
+            writer.write(get())
+            assert await head_of(reader) == (200, len(PATTERN))
+            async with connected(fast.address) as (other, asking):
+                asking.write(get())
+                assert await body_of(other) == PATTERN
+            assert not slow.sent
+            released.set()
+            assert await reader.readexactly(len(PATTERN)) == PATTERN
+    assert stuck.threads and all(name.startswith("read") for name in stuck.threads)
+
+
+async def test_a_client_that_leaves_during_a_cold_read_frees_its_descriptors_after_it(blob: Path) -> None:
+    """A worker thread holds descriptors: they are closed when it is done, never beneath it."""
+    started, released = threading.Event(), threading.Event()
+    blobs: list[FileBlob] = []
+
+    class Stuck(Cold):
+        def sendfile_cold(self, out: int, fd: int, offset: int, n_bytes: int) -> int:
+            started.set()
+            assert released.wait(30)
+            os.fstat(out)
+            os.fstat(fd)
+            return super().sendfile_cold(out, fd, offset, n_bytes)
+
+    def what(_: web.BaseRequest) -> tuple[BlobSource, Sequence[Part]]:
+        blobs.append(FileBlob(blob))
+        return LocalFile(blobs[-1]), (Range(0, len(PATTERN)),)
+
+    async with port(what, disk=Stuck()) as served:
+        async with connected(served.address) as (reader, writer):
+            writer.write(get())
+            await head_of(reader)
+            while not started.is_set():
+                await asyncio.sleep(0)
+            reset(writer)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert blobs[0].fd >= 0
+        released.set()
+        await served.quiet()
+        assert blobs[0].fd == -1
+
+
+class Failing(Disk):
+    """A disk that fails beyond an offset."""
+
+    def __init__(self, beyond: int, *, is_resident: bool) -> None:
+        self._beyond = beyond
+        self._is_resident = is_resident
+
+    def read_resident(self, fd: int, offset: int, n_bytes: int) -> bytes | None:
+        return super().read_resident(fd, offset, n_bytes) if self._is_resident else None
+
+    def sendfile(self, out: int, fd: int, offset: int, n_bytes: int) -> int:
+        if offset >= self._beyond:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().sendfile(out, fd, offset, min(n_bytes, self._beyond - offset))
+
+
+@pytest.mark.parametrize("is_resident", [True, False], ids=["on the loop", "in a thread"])
+async def test_a_disk_that_fails_halfway_says_what_is_left_to_send(blob: Path, is_resident: bool) -> None:
+    """EIO in the middle: the rest can be sent from elsewhere, and the client sees one body."""
+    failing = Sender(ManualClock(), disk=Failing(300_000, is_resident=is_resident))
+    good = Sender(ManualClock())
+    failures: list[ReadFailed] = []
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(len(PATTERN) + 4)})
+        try:
+            await failing.send(request, response, LocalFile(FileBlob(blob)), (b"head", Range(0, len(PATTERN))))
+        except ReadFailed as failed:
+            failures.append(failed)
+            await good.send(request, response, LocalFile(FileBlob(blob)), failed.rest)
+        return response
+
+    async with listening(answer) as address, connected(address) as (reader, writer):
+        writer.write(get())
+        assert await body_of(reader) == b"head" + PATTERN
+    failing.close()
+    good.close()
+    assert [(failed.rest, failed.is_short) for failed in failures] == [((Range(300_000, len(PATTERN)),), False)]
+
+
+async def test_a_file_shorter_than_its_blob_ends_the_body_short(blob: Path, disk: Disk) -> None:
+    """Promise 2: never padded, never a clean end; with FIN, so that a client resumes."""
+
+    def what(_: web.BaseRequest) -> tuple[BlobSource, Sequence[Part]]:
+        return LocalFile(FileBlob(blob, len(PATTERN) + 1)), (Range(0, len(PATTERN) + 1),)
+
+    async with port(what, disk=disk) as served, connected(served.address) as (reader, writer):
+        writer.write(get())
+        assert await head_of(reader) == (200, len(PATTERN) + 1)
+        assert await reader.read(-1) == PATTERN
+        await served.quiet()
+        (failure,) = served.failures
+        assert isinstance(failure, ReadFailed) and failure.is_short
+
+
+@pytest.fixture
+def certificates() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    authority = trustme.CA()
+    ours, theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(ours)
+    authority.configure_trust(theirs)
+    return ours, theirs
+
+
+async def test_over_tls_the_same_bytes_arrive(
+    blob: Path, disk: Disk, certificates: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    """No sendfile beneath TLS: the copying path, with the same promises."""
+    ours, theirs = certificates
+    async with (
+        port(whole(blob), tls=ours, disk=disk) as served,
+        connected(served.address, tls=theirs) as (reader, writer),
+    ):
+        for path, wanted in (("/", PATTERN), ("/7-70", PATTERN[7:70]), ("/1-1000000", PATTERN[1:1_000_000])):
+            writer.write(get(path))
+            assert await body_of(reader) == wanted
+
+
+async def test_a_tls_client_that_leaves_frees_everything(
+    blob: Path, certificates: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    """As over TCP: by RST in the middle of a body."""
+    ours, theirs = certificates
+    async with port(whole(blob), tls=ours) as served:
+        for _ in range(10):
+            async with connected(served.address, tls=theirs, receive_buffer=8 << 10) as (reader, writer):
+                writer.write(get())
+                await head_of(reader)
+                await reader.readexactly(1000)
+                reset(writer)
+        await served.quiet()
