@@ -14,9 +14,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from ipaddress import ip_address
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from multidict import CIMultiDictProxy
 from yarl import URL
 
@@ -91,6 +94,35 @@ class _GuardedResolver(AbstractResolver):
         """Nothing is held."""
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Passes over pooled connections on which something arrived while nobody had asked.
+
+    A server that sends more than it announced has thereby answered the next request too, with bytes that nobody asked
+    for. aiohttp pools such a connection when the surplus arrives after the end of the body.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._handed_out: WeakSet[asyncio.BaseProtocol] = WeakSet()
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 – the signature is aiohttp's
+    ) -> Connection:
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol = connection.protocol
+            # A fresh connection is taken as it is: one that speaks first always will, and fails by its own words.
+            if protocol is None or protocol not in self._handed_out or not protocol.should_close:
+                break
+            connection.close()
+        if protocol is not None:
+            self._handed_out.add(protocol)
+        return connection
+
+
 class Wire:
     """The connections of one upstream. Open from the first request to `aclose`."""
 
@@ -103,6 +135,7 @@ class Wire:
         self._lookup = lookup
         self._maybe_session: aiohttp.ClientSession | None = None
         self._is_closed = False
+        self._replies: set[Reply] = set()
 
     async def send(self, method: str, url: URL, headers: Mapping[str, str], *, kind: str) -> Reply:
         """Send one request and return when the headers of its answer are here. `kind` is for the observer.
@@ -111,9 +144,7 @@ class Wire:
         does.
         """
         if self._is_closed:
-            raise Unreachable(
-                f"upstream {self._policy.host} is being let go: Breakwater is stopping", upstream=self._policy.host
-            )
+            raise self._stopping()
         context = SimpleNamespace(is_sent=False)
         status = 0
         try:
@@ -131,13 +162,23 @@ class Wire:
             # Also when cancelled: what upstream logged is counted, and a connection that was never made is not.
             if status or context.is_sent:
                 self._observer(UpstreamAsked(self._policy.host, kind, method, status))
-        return Reply(response, upstream=self._policy.host, url=url, observer=self._observer)
+        if self._is_closed:
+            response.close()
+            raise self._stopping()
+        return Reply(response, upstream=self._policy.host, url=url, observer=self._observer, open_ones=self._replies)
 
     async def aclose(self) -> None:
         """Close every connection. Bodies that are being read break."""
         self._is_closed = True
+        # One by one, because a session that is closed does not wake those who wait for a body.
+        for reply in tuple(self._replies):
+            reply.close()
         if self._maybe_session is not None:
             await self._maybe_session.close()
+
+    def _stopping(self) -> Unreachable:
+        host = self._policy.host
+        return Unreachable(f"upstream {host} is not asked any more: Breakwater is stopping", upstream=host)
 
     @property
     def _session(self) -> aiohttp.ClientSession:
@@ -148,7 +189,7 @@ class Wire:
 
     def _open_session(self) -> aiohttp.ClientSession:
         deadlines = self._policy.deadlines
-        connector = aiohttp.TCPConnector(
+        connector = _Connector(
             resolver=_GuardedResolver(self._targets, self._lookup),
             socket_factory=self._guarded_socket,
             ssl=self._policy.tls or True,
@@ -191,9 +232,21 @@ async def _mark_sent(_: aiohttp.ClientSession, context: SimpleNamespace, __: Any
 class Reply:
     """The answer to one request. Whoever has one closes it; a connection is used again only after a whole body."""
 
-    __slots__ = ("_content", "_counted", "_observer", "_response", "_upstream", "headers", "status", "url")
+    __slots__ = (
+        "_content",
+        "_counted",
+        "_observer",
+        "_open_ones",
+        "_response",
+        "_upstream",
+        "headers",
+        "status",
+        "url",
+    )
 
-    def __init__(self, response: aiohttp.ClientResponse, *, upstream: str, url: URL, observer: Observer) -> None:
+    def __init__(
+        self, response: aiohttp.ClientResponse, *, upstream: str, url: URL, observer: Observer, open_ones: set[Reply]
+    ) -> None:
         self.status = response.status
         self.headers: CIMultiDictProxy[str] = response.headers
         self.url = url
@@ -202,6 +255,8 @@ class Reply:
         self._upstream = upstream
         self._observer = observer
         self._counted = 0
+        self._open_ones = open_ones
+        open_ones.add(self)
 
     def buffered(self) -> bytes:
         """What has arrived already, at most a MiB; b"" when nothing has. Raises as `piece`."""
@@ -245,6 +300,7 @@ class Reply:
     def close(self) -> None:
         """Let go. Closes the connection unless the whole body was read; `release` would pool half-read ones."""
         self._count()
+        self._open_ones.discard(self)
         self._response.close()
 
     def _count(self) -> None:

@@ -20,9 +20,7 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     async with ScriptedRegistry(guard=guard) as registry, asking(registry) as asked:
         registry.put(str(REPOSITORY), IMAGE, *TAGS)
         registry.put(str(REPOSITORY), SIGNATURE)
-        yield World(
-            asked.client, lambda content, algorithm: registry.put_blob(str(REPOSITORY), content, algorithm) and None
-        )
+        yield World(asked.client, lambda content, algorithm: registry.put_blob(str(REPOSITORY), content, algorithm))
 
 
 class TestRegistryClient(UpstreamSuite):

@@ -28,7 +28,7 @@ class World:
     """An upstream that has `IMAGE` under `TAGS` and `SIGNATURE` in `REPOSITORY`, and what `have` adds: blobs."""
 
     upstream: Upstream
-    have: Callable[[bytes, str], None]
+    have: Callable[[bytes, str], object]
 
 
 async def whole(body: BlobBody) -> bytes:
