@@ -18,6 +18,8 @@ from tests.support.process import Child, clear_away, program, run, to_toml
 TEST_HOST = "registry.test"
 #: A port on which nothing listens: where the way round the mirror leads.
 NOWHERE = "127.0.0.1:9"
+#: Every address but loopback is to be had through nowhere: what a client has, it has from here.
+NO_WAY_OUT = {"HTTP_PROXY": f"http://{NOWHERE}", "HTTPS_PROXY": f"http://{NOWHERE}", "NO_PROXY": "127.0.0.1"}
 
 
 class Client(Protocol):
@@ -65,7 +67,7 @@ class Skopeo:
         target.mkdir(parents=True)
         source = f"docker://{self._mirror}/{self.host}/{repository}:{tag}"
         skopeo = [program("skopeo"), "--policy", str(self._policy), "--tmpdir", str(self._scratch)]
-        run([*skopeo, "copy", "--all", "--src-tls-verify=false", source, f"dir:{target}"])
+        run([*skopeo, "copy", "--all", "--src-tls-verify=false", source, f"dir:{target}"], NO_WAY_OUT)
         for path in target.iterdir():
             if len(path.name) == 64:
                 assert digest_of(path.read_bytes()) == f"sha256:{path.name}"
@@ -79,10 +81,10 @@ class Containerd:
     """containerd through hosts.toml: the source host travels as `ns=`."""
 
     name = "containerd"
-    host = TEST_HOST
 
-    def __init__(self, scratch: Path, mirror: str, setup: str | None = None) -> None:
-        """`setup` is what hosts.toml says, if not what is written here."""
+    def __init__(self, scratch: Path, mirror: str, setup: str | None = None, *, host: str = TEST_HOST) -> None:
+        """`setup` is what the hosts.toml of `host` says, if not what is written here."""
+        self.host = host
         self._scratch = scratch
         self._hosts = scratch / "hosts.d"
         self._socket = scratch / "c.sock"
@@ -118,7 +120,7 @@ class Containerd:
         """Pulls and unpacks for this machine's platform."""
         reference = f"{self.host}/{repository}:{tag}"
         how = ["--hosts-dir", str(self._hosts), "--snapshotter", "overlayfs", "--platform", "linux/amd64"]
-        run(self._ctr("images", "pull", *how, reference))
+        run(self._ctr("images", "pull", *how, reference), NO_WAY_OUT)
         for line in run(self._ctr("images", "list")).splitlines():
             if line.startswith(f"{reference} "):
                 return line.split()[2]
@@ -157,9 +159,8 @@ class Docker:
         command += ["--data-root", f"{at}/data", "--exec-root", f"{at}/exec", "--pidfile", f"{at}/d.pid"]
         command += ["--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false", "--bridge=none"]
         command += ["--storage-driver", "overlay2", "--log-level", "warn"]
-        # Its way to Docker Hub ends on a closed port: what it has, it has from the mirror.
-        env = {"HTTPS_PROXY": f"http://{NOWHERE}", "NO_PROXY": "127.0.0.1"}
-        self._daemon = _Answering(self.name, command, at / "dockerd.log", self._docker("version"), env)
+        # It cannot be kept from falling back to Docker Hub otherwise.
+        self._daemon = _Answering(self.name, command, at / "dockerd.log", self._docker("version"), NO_WAY_OUT)
         self._daemon.start()
         return self
 
@@ -169,9 +170,13 @@ class Docker:
         clear_away(self._scratch)
 
     def pull(self, repository: str, tag: str) -> str:
-        short = f"{repository.removeprefix('library/')}:{tag}"
-        run(self._docker("pull", "--quiet", short))
-        names: list[str] = json.loads(run(self._docker("image", "inspect", "--format", "{{json .RepoDigests}}", short)))
+        return self.pull_as_written(f"{repository.removeprefix('library/')}:{tag}")
+
+    def pull_as_written(self, reference: str) -> str:
+        """`docker pull` of exactly this; returns the digest that it named."""
+        run(self._docker("pull", "--quiet", reference))
+        shown = run(self._docker("image", "inspect", "--format", "{{json .RepoDigests}}", reference))
+        names: list[str] = json.loads(shown)
         return names[0].partition("@")[2]
 
     def reset(self) -> None:
@@ -188,12 +193,13 @@ class Podman:
     """podman through registries.conf, whose library CRI-O shares: the mirror's location is a host and a path."""
 
     name = "podman"
-    host = TEST_HOST
 
-    def __init__(self, scratch: Path, mirror: str, setup: str | None = None) -> None:
+    def __init__(self, scratch: Path, mirror: str, setup: str | None = None, *, host: str = TEST_HOST) -> None:
         """`setup` is what a file in registries.conf.d says, if not what is written here."""
+        self.host = host
         self._scratch = scratch
         self._env = {
+            **NO_WAY_OUT,
             "CONTAINERS_REGISTRIES_CONF": f"{scratch}/registries.conf",
             "CONTAINERS_STORAGE_CONF": f"{scratch}/storage.conf",
             "CONTAINERS_CONF": f"{scratch}/containers.conf",
