@@ -169,7 +169,11 @@ class Appliance:
             verification,
             owner=owner,
             on_last_reader_gone=settings.transfers.on_last_reader_gone,
-            limits=Limits(settings.transfers.max_concurrent, settings.transfers.max_per_upstream),
+            limits=Limits(
+                settings.transfers.max_concurrent,
+                settings.transfers.max_per_upstream,
+                settings.transfers.queue_deadline,
+            ),
         )
         listings = Listings(links, manifests, tags, clock=clock, owner=owner, observe=observe)
         pull = Pull(

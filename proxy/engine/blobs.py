@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from cachetools import TTLCache
@@ -41,10 +42,11 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many transfers run at once, in all and from one upstream; the next one waits its turn."""
+    """How many transfers run at once, in all and from one upstream; the next one waits `queue_s` seconds for its turn."""
 
     in_all: int = 64
     per_upstream: int = 32
+    queue_s: float = 20.0
 
 
 class _HeldFile:
@@ -123,7 +125,9 @@ class Blobs:
     async def size(self, route: Route, origin: Origin, digest: Digest) -> tuple[int, Outcome]:
         """The size in bytes, for HEAD. An uncached blob costs an upstream HEAD, never a download. Raises like
         `open`."""
-        expected = await self._authorise(route, origin, digest)
+        index = await self._links.of(holding_of(route))
+        linked = index.descriptor(digest)
+        size = None if linked is not None else await self._confirmed(route, origin, digest)
         if (blob := await self._open_file(digest)) is not None:
             self._work.capacity.touch(digest)
             blob.close()
@@ -134,9 +138,8 @@ class Blobs:
             and running.size is not None
         ):
             return running.size, "coalesced"
-        size = await self._confirmed(route, origin, digest)
-        if size is None:
-            size = expected
+        if linked is not None:
+            size = await self._confirmed(route, origin, digest) or linked.size
         if size is None:
             opened = await self.open(route, origin, digest)
             if isinstance(opened.source, LocalFile):
@@ -204,22 +207,43 @@ class Blobs:
         )
         transfer.on_ended = self._ended
         transfer.on_deserted = self._deserted
+        transfer.on_closed = self._closed
+        self._work.capacity.hold(digest)  # once it has its name, it is not evicted under its own readers
         self._running[digest] = transfer
         pump = Pump(transfer, origin.upstream, route.repository, self._work, self._owner)
-        self._tasks[transfer] = self._owner.spawn_background(self._run(transfer, pump), f"transfer {digest}")
+        task = self._owner.spawn_background(self._run(transfer, pump), f"transfer {digest}")
+        self._tasks[transfer] = task
+        task.add_done_callback(lambda _: self._over(transfer))
         return transfer, "miss"
 
     async def _run(self, transfer: Transfer, pump: Pump) -> None:
         """Wait for a turn, then pump. A transfer nobody waits for any more does not get its turn."""
         host = transfer.source.upstream
         per_upstream = self._upstream_slots.setdefault(host, asyncio.Semaphore(self._limits.per_upstream))
-        try:
-            async with per_upstream, self._slots:
-                await pump.run()
-        finally:
-            self._tasks.pop(transfer, None)
-            if not transfer.has_ended:
-                transfer.fail(Overloaded(f"the transfer of {transfer.digest} was given up before its turn"))
+        async with AsyncExitStack() as turn:
+            try:
+                async with asyncio.timeout(self._limits.queue_s):
+                    await turn.enter_async_context(per_upstream)
+                    await turn.enter_async_context(self._slots)
+            except TimeoutError:
+                said = "as many transfers run as may at once, and none ended in time"
+                transfer.fail(Overloaded(f"{host}: {said}; ask again"))
+                return
+            await pump.run()
+        if transfer.state is State.COMMITTED:
+            await self._remember_verified(transfer.digest)
+
+    def _over(self, transfer: Transfer) -> None:
+        """The task has ended, also one that was cancelled before its first step."""
+        self._tasks.pop(transfer, None)
+        if not transfer.has_ended:
+            transfer.fail(Overloaded(f"the transfer of {transfer.digest} was given up; ask again"))
+
+    async def _remember_verified(self, digest: Digest) -> None:
+        """What was hashed on its way in need not be hashed again by its first reader."""
+        if (blob := await self._open_file(digest)) is not None:
+            self._verification.remember(digest, blob.identity)
+            blob.close()
 
     def _deserted(self, transfer: Transfer) -> None:
         """The last reader left: go on for the store's sake, or stop (setting `transfers.on_last_reader_gone`)."""
@@ -228,6 +252,9 @@ class Blobs:
             return
         if (task := self._tasks.get(transfer)) is not None:
             task.cancel()
+
+    def _closed(self, transfer: Transfer) -> None:
+        self._work.capacity.unhold(transfer.digest)
 
     def _ended(self, transfer: Transfer) -> None:
         self._n_ended += 1

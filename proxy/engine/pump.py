@@ -53,6 +53,8 @@ class Pump:
         self._verifier = Verifier(transfer.digest)
         self._ingest: Ingest | None = None
         self._reservation: Reservation | None = None
+        #: Bytes taken from upstream; the verifier's own count moves in a worker thread and lags behind.
+        self._n_taken = 0
         self._gathered: list[bytes] = []
         self._n_gathered = 0
         self._is_complete = False
@@ -116,9 +118,8 @@ class Pump:
                 await self._read_all(body)
                 break
             except (Unreachable, Timeout):
-                here = self._verifier.n_bytes + self._n_gathered
-                n_stuck = 1 if here > reached else n_stuck + 1
-                reached = here
+                n_stuck = 1 if self._n_taken > reached else n_stuck + 1
+                reached = self._n_taken
                 if n_stuck > MAX_RESUMES_WITHOUT_PROGRESS:
                     raise
             finally:
@@ -130,9 +131,7 @@ class Pump:
 
     async def _resume(self) -> BlobBody:
         """Open again at the first byte that is missing; what comes twice (range ignored) is thrown away."""
-        while self._n_gathered:
-            await self._buffer_moves()
-        missing_from = self._verifier.n_bytes
+        missing_from = self._n_taken
         body = await self._open(missing_from)
         to_skip = missing_from - body.offset
         while to_skip > 0:
@@ -147,13 +146,13 @@ class Pump:
     async def _read_all(self, body: BlobBody) -> None:
         while piece := await body.read():
             await self._take(piece)
-        size, received = self._transfer.size, self._verifier.n_bytes + self._n_gathered
-        if self._transfer.is_size_confirmed and received < (size or 0):
-            raise self._lie(f"ended after {received} of {size} bytes")
+        size = self._transfer.size
+        if self._transfer.is_size_confirmed and self._n_taken < (size or 0):
+            raise self._lie(f"ended after {self._n_taken} of {size} bytes")
 
     async def _take(self, piece: bytes) -> None:
-        received = self._verifier.n_bytes + self._n_gathered + len(piece)
-        if self._transfer.is_size_confirmed and received > (self._transfer.size or 0):
+        self._n_taken += len(piece)
+        if self._transfer.is_size_confirmed and self._n_taken > (self._transfer.size or 0):
             raise self._lie(f"went on beyond its {self._transfer.size} bytes")
         self._gathered.append(piece)
         self._n_gathered += len(piece)

@@ -132,6 +132,7 @@ class Transfer:
         self.offsets: dict[Reader, int] = {}
         self.on_ended: Callable[[Transfer], None] = lambda _: None
         self.on_deserted: Callable[[Transfer], None] = lambda _: None
+        self.on_closed: Callable[[Transfer], None] = lambda _: None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -211,6 +212,7 @@ class Transfer:
             self._closed = True
             if self.file is not None:
                 self.file.close()
+            self.on_closed(self)
 
 
 class Reader:
