@@ -42,7 +42,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many transfers run at once, in all and from one upstream; the next one waits `queue_s` seconds for its turn."""
+    """How many transfers run at once, in all and from one upstream; the next waits `queue_s` seconds for its turn."""
 
     in_all: int = 64
     per_upstream: int = 32
