@@ -136,14 +136,21 @@ class DiskIngest:
             pass  # the store is closed; the next start sweeps
 
     def close(self) -> None:
-        """Close `fd`. Waits for a hop that still runs, because its thread writes to this very number."""
+        """Close `fd`. Waits for a hop that still runs, because its thread writes to this very number.
+
+        What was neither committed nor aborted by then is nobody's, and the next sweep removes it.
+        """
         if not self._is_open:
             return
         self._is_open = False
         if self._hop is None or self._hop.done():
-            self._blobs.drop(self.fd)
+            self._let_go()
         else:
-            self._hop.add_done_callback(lambda _: self._blobs.drop(self.fd))
+            self._hop.add_done_callback(lambda _: self._let_go())
+
+    def _let_go(self) -> None:
+        self._blobs.unfinished.discard(self.name)
+        self._blobs.drop(self.fd)
 
     async def _in_turn(self, pool: Pool, function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         while self._hop is not None and not self._hop.done():
@@ -306,14 +313,17 @@ class DiskBlobs:
 
     def drop(self, fd: int) -> None:
         """Close a descriptor; on the loop where that is quick, in a thread where it is not."""
+        is_slow = False
         try:
             found = self.fs.stat(fd)
-            if found.st_nlink == 0 and found.st_size >= _SLOW_TO_DROP and not self.workers.is_closed:
-                self.workers.start("syncs", self.fs.close, fd)
-                return
+            is_slow = found.st_nlink == 0 and found.st_size >= _SLOW_TO_DROP
         except OSError:
             pass
-        self.fs.close(fd)
+        finally:
+            if is_slow and not self.workers.is_closed:
+                self.workers.start("syncs", self.fs.close, fd)
+            else:
+                self.fs.close(fd)
 
     # in a worker thread
 

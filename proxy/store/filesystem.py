@@ -190,7 +190,7 @@ def _walked(
             if settled is not None and path not in settled:
                 try:
                     fs.fsync_folder(here)
-                except OSError:
+                except BaseException:
                     fs.close(below)
                     raise
                 settled.add(path)

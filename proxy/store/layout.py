@@ -166,16 +166,24 @@ def open_root(fs: FileSystem, store_path: Path) -> Folders:
         root = _made(fs, above, OURS, path)
     finally:
         fs.close(above)
-    found = fs.stat(root)
-    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    try:
+        _check_owner(fs, root, path)
+    except BaseException:
         fs.close(root)
-        whose = (
-            "belongs to somebody else"
-            if found.st_uid != os.geteuid()
-            else f"is open to others ({found.st_mode & 0o777:o})"
-        )
-        raise Unavailable(f"{path} {whose}: what is in it cannot be trusted; it must be ours with mode 700, or absent")
+        raise
     return Folders(path=path, root=root)
+
+
+def _check_owner(fs: FileSystem, root: int, path: Path) -> None:
+    try:
+        found = fs.stat(root)
+    except OSError as error:
+        raise meaning(error, f"cannot use {path}") from error
+    mode = stat.S_IMODE(found.st_mode)
+    if found.st_uid == os.geteuid() and not mode & 0o077:
+        return
+    what = "belongs to somebody else" if found.st_uid != os.geteuid() else f"is open to others (mode {mode:o})"
+    raise Unavailable(f"{path} {what}, so what is in it cannot be trusted: it must be ours with mode 700, or absent")
 
 
 def open_folders(fs: FileSystem, folders: Folders, report: Callable[[str], None]) -> None:
