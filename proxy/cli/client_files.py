@@ -103,12 +103,18 @@ def _hosts_toml(mirror: Mirror, host: SourceHost) -> Iterator[str]:
     url = mirror.url if mirror.project is None else f"{mirror.url}/v2/~{mirror.project}"
     yield f"# /etc/containerd/certs.d/{host}/hosts.toml"
     if mirror.is_enforced:
+        # Both are needed: containerd 1.6 ignores a file with a `server` and no [host], and goes to the registry.
         yield f"server = {quoted(url)}"
-        indent = ""
+        yield from _properties(mirror, "")
+        yield ""
     else:
         yield "# No `server`: when this mirror has no answer, containerd goes to the registry itself."
-        yield f"[host.{quoted(url)}]"
-        indent = "  "
+    yield f"[host.{quoted(url)}]"
+    yield from _properties(mirror, "  ")
+
+
+def _properties(mirror: Mirror, indent: str) -> Iterator[str]:
+    """What holds for a host, and at the root for `server`."""
     yield f'{indent}capabilities = ["pull", "resolve"]'
     if mirror.project is not None:
         yield f"{indent}override_path = true"
