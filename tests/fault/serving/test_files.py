@@ -121,6 +121,24 @@ async def test_parts_of_memory_and_of_the_file_arrive_in_order(blob: Path, disk:
         assert await body_of(reader) == wanted
 
 
+async def test_what_the_transport_still_holds_goes_before_the_file(blob: Path) -> None:
+    """A client that reads slowly leaves literal bytes in the transport; a range that follows must not overtake them."""
+    parts: list[Part] = []
+    for n in range(12):
+        parts += [Range(n * 50_000, n * 50_000 + 50_000), b"%05d" % n * 10_000]
+    wanted = b"".join(part if isinstance(part, bytes) else PATTERN[part.start : part.end] for part in parts)
+
+    def what(_: web.BaseRequest) -> tuple[BlobSource, Sequence[Part]]:
+        return LocalFile(FileBlob(blob)), parts
+
+    async with (
+        port(what, limits=Limits(send_buffer_bytes=8 << 10)) as served,
+        connected(served.address, receive_buffer=4 << 10) as (reader, writer),
+    ):
+        writer.write(get())
+        assert await body_of(reader) == wanted
+
+
 async def test_aborts_at_random_offsets_leave_nothing_and_harm_nobody(blob: Path) -> None:
     """200 clients leave in the middle, by FIN or RST, beside others that must get exactly their own bytes.
 
