@@ -144,7 +144,7 @@ def words_of(body: bytes, headers: Mapping[str, str]) -> str:
     else:
         found = _first_error(body)
         text = " ".join(str(found[key]) for key in ("code", "message") if isinstance(found.get(key), str))
-    return _UNPRINTABLE.sub(" ", text[: MAX_WORDS * 2]).strip()[:MAX_WORDS]
+    return " ".join(_UNPRINTABLE.sub(" ", text[: MAX_WORDS * 2]).split())[:MAX_WORDS]
 
 
 def names_unknown(body: bytes) -> bool:

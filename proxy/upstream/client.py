@@ -235,7 +235,9 @@ class RegistryClient:
         asked = [(key, str(value)) for key, value in (("n", n), ("last", last)) if value is not None]
         ask = self._list_ask("tags", f"/v2/{repository}/tags/list", asked, repository, f"tags of {repository}")
         body, headers = await self._document(ask, limit=MAX_LIST_BYTES)
-        found = self._json(body, ask).get("tags") or []
+        found = self._json(body, ask).get("tags")
+        if found is None:  # what Go writes for an empty list
+            found = []
         if not isinstance(found, list):
             raise self._misbehaved(f"answers for {ask.what} with something else")
         tags = tuple(tag for tag in found if isinstance(tag, str) and _is_tag(tag))

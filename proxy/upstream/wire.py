@@ -86,7 +86,9 @@ class _GuardedResolver(AbstractResolver):
                 )
             )
         if not permitted:
-            told = ", ".join(refusals[:4]) or "nothing"
+            if not refusals:
+                raise OSError("a name without addresses")  # which aiohttp reports as every other failure of DNS
+            told = ", ".join(refusals[:4])
             raise AddressDenied(f"the name resolves to {told}; set allow_private if that is meant")
         return permitted
 

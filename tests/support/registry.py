@@ -68,8 +68,8 @@ class Gate:
 class Twist:
     """How the answers to some requests differ. Of several twists that fit a request the first in the script is taken.
 
-    `path` is a shell pattern for the path without its query; `method` "*" means all. `after` fitting requests pass
-    untouched, and then `times` are twisted (None: all that follow).
+    `path` is a shell pattern for the path without its query; `method` "*" means all. Of the fitting requests that no
+    twist before it took, `after` pass untouched, and then `times` are twisted (None: all that follow).
     """
 
     path: str = "*"

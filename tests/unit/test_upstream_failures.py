@@ -105,7 +105,7 @@ def test_exception_becomes_a_class_and_a_sentence(
     assert "5ecret" not in str(failure)
 
 
-def _subclasses(kind: type) -> set[type]:
+def _subclasses(kind: type[BaseException]) -> set[type[BaseException]]:
     return {kind} | {deeper for child in kind.__subclasses__() for deeper in _subclasses(child)}
 
 
