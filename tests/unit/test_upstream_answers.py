@@ -84,7 +84,11 @@ def test_gzip_is_unpacked_as_far_as_the_limit() -> None:
     assert answers.gunzip(gzip.compress(b"abc") + gzip.compress(b"def"), limit=10) == b"abcdef"
 
 
-@pytest.mark.parametrize("packed", [b"", b"abc", gzip.compress(b"abc")[:-1], gzip.compress(b"abc") + b"x"])
+@pytest.mark.parametrize(
+    "packed",
+    [b"", b"abc", gzip.compress(b"abc")[:-1], gzip.compress(b"abc") + b"x"],
+    ids=["empty", "no gzip", "cut", "more behind it"],
+)
 def test_gzip_that_is_not_whole_is_nothing(packed: bytes) -> None:
     """Half a document is not a document."""
     assert answers.gunzip(packed, limit=100) is None
