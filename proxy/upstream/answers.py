@@ -24,9 +24,7 @@ MAX_WORDS = 200
 
 @dataclass(frozen=True, slots=True)
 class ContentRange:
-    """A 206's Content-Range: its body is the bytes from `first` to `last`, both included, of `total` (None: not
-    said).
-    """
+    """A 206's Content-Range: the bytes from `first` to `last`, both included, of `total` (None: not said)."""
 
     first: int
     last: int
@@ -111,9 +109,7 @@ def content_encoding(headers: Mapping[str, str]) -> str:
 
 
 def gunzip(packed: bytes, *, limit: int) -> bytes | None:
-    """At most `limit` + 1 bytes of what `packed` unpacks to, so that a bomb costs no more; None when it is not whole
-    gzip.
-    """
+    """What `packed` unpacks to, at most `limit` + 1 bytes of it; None when it is not whole gzip."""
     pieces: list[bytes] = []
     room = limit + 1
     while packed:

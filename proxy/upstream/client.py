@@ -124,19 +124,17 @@ class RegistryClient:
     # -- manifests -----------------------------------------------------------------------------------------------------
 
     async def manifest(self, repository: Repository, target: TagOrDigest) -> UpstreamManifest:
-        """See `ports.Upstream.manifest`. A gzip'ed answer is unpacked; more than 4 MiB, or a web page, is
-        Misbehaved.
-        """
+        """See `ports.Upstream.manifest`. What came gzip'ed is unpacked; over 4 MiB, or a web page, is Misbehaved."""
         body, headers = await self._document(self._manifest_ask("GET", repository, target), limit=MAX_MANIFEST_BYTES)
         return UpstreamManifest(body, answers.media_type(headers), answers.maybe_digest(headers), self.policy.url)
 
     async def manifest_head(self, repository: Repository, target: TagOrDigest) -> ManifestHead:
-        """See `ports.Upstream.manifest_head`. Where HEAD is refused as a method, one GET answers, its body left
-        unread.
-        """
+        """See `ports.Upstream.manifest_head`. Where HEAD is refused as a method, the headers of one GET answer."""
         async with self._deadline(f"manifest {repository}@{target}"):
             reply = await self._head_or_get(self._manifest_ask("HEAD", repository, target))
             await reply.drain()
+        if answers.is_web_page(reply.headers):
+            raise self._misbehaved(f"answers for manifest {repository}@{target} with a web page")
         headers = reply.headers
         return ManifestHead(
             answers.maybe_digest(headers), answers.media_type(headers), answers.maybe_length(headers), self.policy.url
@@ -248,9 +246,7 @@ class RegistryClient:
         return TagPage(tags, pagination.last_of(str(following)) or tags[-1])
 
     async def referrers(self, repository: Repository, digest: Digest, *, artifact_type: str) -> bytes | None:
-        """See `ports.Upstream.referrers`. One page is passed on byte for byte; of several the first carries all
-        entries.
-        """
+        """See `ports.Upstream.referrers`. One page is passed on byte for byte; of several, the first has all."""
         asked = [("artifactType", artifact_type)] if artifact_type else []
         what = f"referrers of {repository}@{digest}"
         ask = self._list_ask("referrers", f"/v2/{repository}/referrers/{digest}", asked, repository, what)
@@ -282,9 +278,7 @@ class RegistryClient:
         )
 
     def _next(self, current: URL, headers: CIMultiDictProxy[str]) -> URL | None:
-        """The page after this one (RFC 8288). It must be of the upstream's own origin, because it is asked with our
-        login.
-        """
+        """The page after this one (RFC 8288), at the upstream's own origin: it is asked for with our login."""
         location = pagination.parse_next(headers.get("Link", ""))
         if location is None:
             return None

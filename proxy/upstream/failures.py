@@ -1,5 +1,4 @@
-"""What went wrong upstream, told apart: from aiohttp's and the system's exceptions, and from status codes, to our
-classes.
+"""What went wrong upstream, told apart: exceptions of aiohttp and the system, and status codes, to our classes.
 
 Foreign exceptions stop here. Their own texts are not passed on: they quote URLs with signatures and headers with
 tokens.

@@ -142,9 +142,7 @@ class Tokens:
             self._has_worked = True
 
     def refuse(self, repository: Repository, header: str | None, sentence: str) -> None:
-        """Upstream refused `header` right after it was obtained: for a minute there is no point in obtaining
-        another.
-        """
+        """Upstream refused `header` right after it was obtained: for a minute no other is."""
         way = self._ways.get(repository)
         if way is not None:
             self._refused[_BASIC if way.is_basic and not self._has_worked else way] = sentence
@@ -190,9 +188,7 @@ class Tokens:
     # -- Bearer --------------------------------------------------------------------------------------------------------
 
     async def _fetched_once(self, way: _Way) -> _Token:
-        """One request for all who wait; its task belongs to somebody else, so that a waiter who leaves does not end
-        it.
-        """
+        """One request for all who wait, in a task with an owner of its own: a waiter who leaves does not end it."""
         flight = self._flights.get(way)
         if flight is None:
             flight = self._spawn(self._flight(way), f"token for {way.scope} of {self._policy.host}")
@@ -290,9 +286,7 @@ def _basic_header(username: str, secret: str) -> str:
 
 
 def _with_query(way: _Way) -> URL:
-    """The realm's own query is kept as it is; scopes that came in one string go as one parameter each, as clients
-    do.
-    """
+    """The realm's own query stays as it is; scopes that came in one string go as one parameter each."""
     asked = ([("service", way.service)] if way.service else []) + [("scope", scope) for scope in way.scope.split()]
     text = str(way.realm)
     return URL(f"{text}{'&' if '?' in text else '?'}{urlencode(asked)}", encoded=True)

@@ -50,9 +50,7 @@ USER_AGENT = f"breakwater/{__version__}"
 
 
 async def system_lookup(name: str, port: int) -> Sequence[str]:
-    """Addresses of `name` by the system's resolver; on uvloop in libuv's own threads, so a slow one delays no disk
-    work.
-    """
+    """Addresses of `name` by the system's resolver, in libuv's threads on uvloop: a slow one delays no disk work."""
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
     return [str(sockaddr[0]) for _, _, _, _, sockaddr in found]
@@ -142,8 +140,7 @@ class Wire:
     async def send(self, method: str, url: URL, headers: Mapping[str, str], *, kind: str) -> Reply:
         """Send one request and return when the headers of its answer are here. `kind` is for the observer.
 
-        Raises Unreachable, Timeout (connecting) or Misbehaved. No deadline covers the wait for headers: the caller's
-        does.
+        Raises Unreachable, Timeout (connecting) or Misbehaved. The headers have no deadline but the caller's.
         """
         if self._is_closed:
             raise self._stopping()
@@ -270,9 +267,7 @@ class Reply:
         return piece
 
     async def piece(self) -> bytes:
-        """The next bytes, as many as there are, at most a MiB; b"" at the end. Raises Unreachable when the body breaks
-        off.
-        """
+        """The next bytes, as many as there are, at most a MiB; b"" at the end. Raises Unreachable if it breaks."""
         try:
             piece = await self._content.read(PIECE_BYTES)
         except failures.FOREIGN as error:

@@ -1,6 +1,4 @@
-"""Bodies that break, lie or crawl (reliability.md §3, T02): whatever upstream does, a body ends clean only if it is
-whole.
-"""
+"""Bodies that break, lie or crawl (reliability.md §3, T02): a body ends clean only if it is whole."""
 
 from __future__ import annotations
 
@@ -86,9 +84,7 @@ async def test_body_that_breaks_never_ends_clean(
 
 
 async def test_body_without_a_length_has_no_size(registry: ScriptedRegistry, asked: Asking) -> None:
-    """A body that ends with its connection looks whole whenever it ends: the digest alone can tell, and `size` says
-    so.
-    """
+    """What ends with its connection looks whole whenever it ends: the digest alone can tell, and no `size` says so."""
     registry.rewrite(Twist(framing="eof", cut_at=1000))
     body = await asked.client.blob(ALPINE, DIGEST)
     assert body.size is None

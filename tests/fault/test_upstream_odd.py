@@ -110,6 +110,13 @@ async def test_absent_by_get_after_a_refused_head_is_unknown(registry: ScriptedR
         await asked.client.manifest_head(ALPINE, Tag("absent"))
 
 
+async def test_web_page_in_place_of_a_head_is_misbehaviour(registry: ScriptedRegistry, asked: Asking) -> None:
+    """A captive portal says 200 to everything."""
+    registry.rewrite(Twist(add=[("Content-Type", "text/html; charset=utf-8")]))
+    with pytest.raises(Misbehaved, match="web page"):
+        await asked.client.manifest_head(ALPINE, LATEST)
+
+
 # -- manifests ---------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,4 @@
-"""Silence, names that do not resolve, and TLS that does not hold (reliability.md §3, T34): each told apart, in bounded
-time.
+"""Silence, names that do not resolve, TLS that does not hold (reliability.md §3, T34): told apart, in bounded time.
 
 The deadlines are short here, and no test says how long anything took: only that it ended, and as what.
 """

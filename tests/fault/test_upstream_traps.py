@@ -111,9 +111,7 @@ async def test_redirect_within_the_origin_keeps_the_token(registry: ScriptedRegi
 
 
 async def test_token_left_behind_is_not_picked_up_again(registry: ScriptedRegistry, storage: ScriptedRegistry) -> None:
-    """A foreign host could otherwise send us back, token and all, to a repository of its choice (cf.
-    CVE-2024-45336).
-    """
+    """Else a foreign host could send us back, token and all, to a repository of its choice (cf. CVE-2024-45336)."""
     registry.guard = Guard(scheme="bearer")
     registry.rewrite(redirect(f"{storage.url}/b", path=BLOBS, after=1))
     storage.rewrite(redirect(f"{registry.url}/v2/library/secret/blobs/{DIGEST}"))

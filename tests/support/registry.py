@@ -1,5 +1,4 @@
-"""The scripted upstream: a registry on 127.0.0.1 that answers as the specification says, until its script says
-otherwise.
+"""The scripted upstream: a registry on 127.0.0.1 that answers by the specification until its script says otherwise.
 
 Raw asyncio streams, no HTTP library and no code of the package under test: both would misread the specification
 together. A script is data: a list of `Twist`s, each saying for which requests and how an answer differs from the plain

@@ -150,8 +150,6 @@ def test_canonical_address_is_read(host: str) -> None:
     ],
 )
 def test_address_spelled_in_another_way_is_refused(host: str) -> None:
-    """Decimal, octal, hexadecimal, short and zoned spellings exist to slip past checks (WHATWG URL, ends in a
-    number).
-    """
+    """Decimal, octal, hexadecimal, short and zoned spellings exist to slip past checks (WHATWG URL)."""
     with pytest.raises(ValueError):
         literal(host)

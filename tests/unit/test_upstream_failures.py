@@ -165,9 +165,7 @@ def test_asking_to_come_back_later_is_throttling(status: int) -> None:
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_refusal_by_storage_is_not_a_refusal_of_our_login(status: int) -> None:
-    """A signed address that has expired is had anew by asking the registry again; our login has nothing to do with
-    it.
-    """
+    """A signed address that expired is had anew by asking the registry again; our login is not in question."""
     failure = failures.of_status(status, upstream="registry.test", what="x", is_home=False)
     assert isinstance(failure, errors.Unreachable)
 
