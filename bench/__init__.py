@@ -1,0 +1,1 @@
+"""Where Breakwater stands beside the others, measured in one run. See README.md here."""
