@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-import queue
 import re
 import threading
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TextIO
@@ -19,6 +19,8 @@ from proxy.events import Answered, Event, Noticed, TagMoved, TransferEnded
 
 #: Lines that may wait for the writing thread.
 MAX_WAITING = 20_000
+#: How long the writing thread gathers lines before it writes them, in seconds.
+GATHER_S = 0.05
 #: Characters of anything a client sent that go into a line.
 MAX_CLIENT_CHARS = 512
 
@@ -29,47 +31,58 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
 class LineWriter:
-    """Writes lines to a stream from its own thread."""
+    """Writes lines to a stream from its own thread, a batch at a time.
+
+    The thread is woken by the first line of a batch and then waits GATHER_S for more: waking it for every line would
+    cost each request a switch of threads.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._lines: queue.Queue[str | None] = queue.Queue(MAX_WAITING)
+        self._lines: deque[str] = deque()
         self._n_dropped = 0
-        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._has_lines = threading.Event()
+        self._is_closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def line(self, text: str) -> None:
-        """Write `text` and a line end, soon."""
-        try:
-            self._lines.put_nowait(text)
-        except queue.Full:
+        """Write `text` and a line end, soon. Never waits; beyond MAX_WAITING lines the rest is counted only."""
+        if len(self._lines) >= MAX_WAITING:
             self._n_dropped += 1
+            return
+        self._lines.append(text)
+        if not self._has_lines.is_set():
+            self._has_lines.set()
 
     def close(self) -> None:
         """Write what waits, then stop."""
-        self._lines.put(None)
+        self._is_closing.set()
+        self._has_lines.set()
         self._thread.join(timeout=5.0)
 
+    def _run(self) -> None:
+        while not self._is_closing.is_set():
+            self._has_lines.wait()
+            self._is_closing.wait(GATHER_S)
+            self._has_lines.clear()
+            self._write()
+        self._write()
+
     def _write(self) -> None:
-        while (line := self._lines.get()) is not None:
-            waiting = [line]
-            ends = False
-            while not self._lines.empty():
-                following = self._lines.get()
-                if following is None:
-                    ends = True
-                    break
-                waiting.append(following)
-            dropped, self._n_dropped = self._n_dropped, 0
-            if dropped:
-                waiting.append(f"{dropped} log lines were dropped: the log is read too slowly")
-            try:
-                self._stream.write("\n".join(waiting) + "\n")
-                self._stream.flush()
-            except (OSError, ValueError):
-                pass  # nobody reads the log any more; serving goes on
-            if ends:
-                return
+        lines = []
+        while self._lines:  # not a swap of lists: a line appended to the old one meanwhile would be lost
+            lines.append(self._lines.popleft())
+        dropped, self._n_dropped = self._n_dropped, 0
+        if dropped:
+            lines.append(f"{dropped} log lines were dropped: the log is read too slowly")
+        if not lines:
+            return
+        try:
+            self._stream.write("\n".join(lines) + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass  # nobody reads the log any more; serving goes on
 
 
 class EventLog:
