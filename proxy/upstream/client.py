@@ -369,19 +369,23 @@ class RegistryClient:
         Raises Unauthorised when upstream wants a login after one has just been obtained.
         """
         sent = self._tokens.ready(ask.repository)
-        reply = await self._follow(ask, sent)
+        reply = await self._shown(ask, sent)
         if not self._is_challenge(reply):
-            self._tokens.accepted(sent)
             return reply
         await reply.drain()
         obtained = await self._tokens.obtain(reply.headers, ask.repository, rejected=sent)
-        reply = await self._follow(ask, obtained)
-        if not self._is_challenge(reply):
-            self._tokens.accepted(obtained)
-            return reply
-        failure = await self._failure(ask, reply)
-        self._tokens.refuse(ask.repository, obtained, str(failure))
-        raise failure
+        async with self._tokens.trial(obtained):
+            reply = await self._shown(ask, obtained)
+            if not self._is_challenge(reply):
+                return reply
+            failure = await self._failure(ask, reply)
+            raise self._tokens.refusal(ask.repository, str(failure))
+
+    async def _shown(self, ask: _Ask, authorization: str | None) -> Reply:
+        reply = await self._follow(ask, authorization)
+        if reply.status < 500 and reply.status not in (401, 429):
+            self._tokens.accepted(authorization)
+        return reply
 
     def _is_challenge(self, reply: Reply) -> bool:
         return reply.status == 401 and self._targets.is_home(reply.url)

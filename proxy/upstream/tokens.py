@@ -15,7 +15,8 @@ import base64
 import json
 import math
 import re
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlencode
@@ -25,7 +26,6 @@ from yarl import URL
 
 from proxy.errors import Misbehaved, Timeout, Unauthorised, UpstreamError
 from proxy.oci import challenge as challenges
-from proxy.oci.challenge import Challenge
 from proxy.oci.names import Repository
 from proxy.ports import Clock
 from proxy.upstream import answers, failures
@@ -59,7 +59,7 @@ class Spawn(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How to authenticate for a repository: Basic, or a token from `realm`."""
+    """How to authenticate for a repository: by Basic (without a realm), or by a token from `realm`."""
 
     realm: URL | None
     service: str
@@ -70,7 +70,9 @@ class _Way:
         return self.realm is None
 
 
+#: Stands for the login as such, whatever it is used for.
 _BASIC = _Way(None, "", "")
+_BASIC_SCHEME = "Basic "
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +107,20 @@ class Tokens:
         self._flights: dict[_Way, asyncio.Task[_Token | UpstreamError]] = {}
         #: Once a login has worked, a refusal is about what was asked for and not about the login.
         self._has_worked = False
+        #: Held while a login that has not worked yet is tried.
+        self._unproven = asyncio.Lock()
 
     def ready(self, repository: Repository) -> str | None:
         """The Authorization header to send at once with a request for `repository`, or None when none is known.
 
-        Raises Unauthorised, without asking anybody, when the login was refused within the last minute.
+        Raises Unauthorised, without asking anybody, when sending it would repeat a login that was refused within the
+        last minute.
         """
         way = self._ways.get(repository)
         if way is None:
             return None
         if way.is_basic:
-            self._raise_if_refused(_BASIC)
+            self._raise_if_refused(_BASIC, way)
         token = self._headers.get(way)
         return token.header if token else None
 
@@ -124,32 +129,48 @@ class Tokens:
 
         Raises Unauthorised when there is none or the login was refused, and what fetching a token may raise.
         """
-        way, challenge = self._way(headers, repository)
+        way = self._way(headers, repository)
         self._ways[repository] = way
         kept = self._headers.get(way)
         if kept is not None and kept.header != rejected:
             return kept.header  # somebody else fetched it meanwhile
         self._headers.pop(way, None)
-        self._raise_if_refused(_BASIC)
-        self._raise_if_refused(way)
-        if way.is_basic:
-            return (await self._basic(challenge)).header
-        return (await self._fetched_once(way)).header
+        self._raise_if_refused(_BASIC, way)
+        if not way.is_basic:
+            return (await self._fetched_once(way)).header
+        header = await self._basic()
+        if header == rejected:
+            raise self.refusal(repository, f"upstream {self._policy.host} refuses our login for {repository} (401)")
+        self._headers[way] = _Token(header, MAX_LIFETIME_S)
+        return header
+
+    @asynccontextmanager
+    async def trial(self, header: str | None) -> AsyncIterator[None]:
+        """To be held while `header` is on its way to upstream: a login that has not worked yet goes alone.
+
+        Else everybody who asks at once would try the same wrong password. Raises as `ready`.
+        """
+        if header is None or not header.startswith(_BASIC_SCHEME) or self._has_worked:
+            yield
+            return
+        async with self._unproven:
+            self._raise_if_refused(_BASIC)
+            yield
 
     def accepted(self, header: str | None) -> None:
-        """Upstream took this header for what it is: an answer other than 401 came."""
-        if header is not None and self._policy.credentials is not None:
+        """Upstream knows who we are by this header: its answer was about what was asked for."""
+        if header is not None and header.startswith(_BASIC_SCHEME):
             self._has_worked = True
 
-    def refuse(self, repository: Repository, header: str | None, sentence: str) -> None:
-        """Upstream refused `header` right after it was obtained: for a minute no other is."""
-        way = self._ways.get(repository)
-        if way is not None:
-            self._refused[_BASIC if way.is_basic and not self._has_worked else way] = sentence
+    def refusal(self, repository: Repository, sentence: str) -> Unauthorised:
+        """Upstream refused what had just been obtained: for a minute there is no point in obtaining another."""
+        way = self._ways.get(repository, _BASIC)
+        self._refused[_BASIC if way.is_basic and not self._has_worked else way] = sentence
+        return Unauthorised(sentence, upstream=self._policy.host)
 
     # -- which way -----------------------------------------------------------------------------------------------------
 
-    def _way(self, headers: Mapping[str, str], repository: Repository) -> tuple[_Way, Challenge]:
+    def _way(self, headers: Mapping[str, str], repository: Repository) -> _Way:
         offered = {challenge.scheme.lower(): challenge for challenge in reversed(challenges.parse(_all(headers)))}
         if bearer := offered.get("bearer"):
             realm = bearer.params.get("realm", "")
@@ -159,21 +180,22 @@ class Tokens:
                     upstream=self._policy.host,
                 )
             scope = bearer.params.get("scope") or challenges.pull_scope(repository)
-            return _Way(self._targets.realm(realm), bearer.params.get("service", ""), scope), bearer
-        if basic := offered.get("basic"):
-            return _BASIC, basic
+            return _Way(self._targets.realm(realm), bearer.params.get("service", ""), scope)
+        if "basic" in offered:
+            return _Way(None, "", str(repository))
         told = ", ".join(sorted(offered))[:100] or "nothing that can be read"
         raise Unauthorised(
             f"upstream {self._policy.host} wants another kind of login than we have: {told}", upstream=self._policy.host
         )
 
-    def _raise_if_refused(self, way: _Way) -> None:
-        if sentence := self._refused.get(way):
-            raise Unauthorised(f"{sentence}; not tried again within a minute", upstream=self._policy.host)
+    def _raise_if_refused(self, *ways: _Way) -> None:
+        for way in ways:
+            if sentence := self._refused.get(way):
+                raise Unauthorised(f"{sentence}; not tried again within a minute", upstream=self._policy.host)
 
     # -- Basic ---------------------------------------------------------------------------------------------------------
 
-    async def _basic(self, challenge: Challenge) -> _Token:
+    async def _basic(self) -> str:
         credentials = self._policy.credentials
         if credentials is None:
             raise Unauthorised(
@@ -181,9 +203,7 @@ class Tokens:
                 upstream=self._policy.host,
             )
         login = await credentials.login()
-        token = _Token(_basic_header(login.username, login.secret), MAX_LIFETIME_S)
-        self._headers[_BASIC] = token
-        return token
+        return _basic_header(login.username, login.secret)
 
     # -- Bearer --------------------------------------------------------------------------------------------------------
 
@@ -214,24 +234,24 @@ class Tokens:
         credentials = self._policy.credentials
         carries_login = credentials is not None and self._targets.receives_credentials(way.realm)
         try:
-            async with asyncio.timeout(self._policy.deadlines.token_s):
+            async with asyncio.timeout(self._policy.deadlines.token_s), AsyncExitStack() as held:
                 if credentials is not None and carries_login:
                     login = await credentials.login()
                     headers["Authorization"] = _basic_header(login.username, login.secret)
+                    await held.enter_async_context(self.trial(headers["Authorization"]))
                 reply = await self._wire.send("GET", _with_query(way), headers, kind="token")
                 body = await reply.at_most(MAX_TOKEN_ANSWER_BYTES)
+                if reply.status != 200:
+                    raise self._realm_refusal(way, reply.status, reply.headers, body, carries_login=carries_login)
+                self._has_worked = self._has_worked or carries_login
         except TimeoutError:
             raise Timeout(
                 f"upstream {self._policy.host}: no token came from {shown(way.realm)} in time",
                 upstream=self._policy.host,
             ) from None
-        if reply.status != 200:
-            raise self._refusal(way, reply.status, reply.headers, body, carries_login=carries_login)
-        token = self._read(way.realm, body)
-        self._has_worked = self._has_worked or carries_login
-        return token
+        return self._read(way.realm, body)
 
-    def _refusal(
+    def _realm_refusal(
         self, way: _Way, status: int, headers: Mapping[str, str], body: bytes, *, carries_login: bool
     ) -> UpstreamError:
         assert way.realm is not None
@@ -282,7 +302,7 @@ def _all(headers: Mapping[str, str]) -> Sequence[str]:
 
 
 def _basic_header(username: str, secret: str) -> str:
-    return "Basic " + base64.b64encode(f"{username}:{secret}".encode()).decode("ascii")
+    return _BASIC_SCHEME + base64.b64encode(f"{username}:{secret}".encode()).decode("ascii")
 
 
 def _with_query(way: _Way) -> URL:

@@ -398,6 +398,51 @@ async def test_wrong_password_is_tried_once_a_minute(registry: ScriptedRegistry)
         await pull(asked)
 
 
+@pytest.mark.parametrize("scheme", ["basic", "bearer"])
+async def test_wrong_password_is_tried_once_by_many_who_ask_at_once(registry: ScriptedRegistry, scheme: Any) -> None:
+    """Whatever repositories they ask for: a login that has not worked yet is tried alone, and its refusal is
+    everybody's.
+    """
+    registry.guard = Guard(scheme=scheme, login=("robot", "another"))
+    async with asking(registry, credentials=CREDENTIALS) as asked:
+        repositories = [Repository.parse(f"library/number{n}") for n in range(20)]
+        outcomes = await asyncio.gather(*(pull(asked, each) for each in repositories), return_exceptions=True)
+    assert all(isinstance(one, Unauthorised) for one in outcomes)
+    assert sum(one.header("Authorization") == BASIC for one in registry.requests) == 1
+
+
+async def test_basic_refusal_of_one_repository_closes_no_other(registry: ScriptedRegistry) -> None:
+    """Once the login has worked, a 401 is about what was asked for: no tenant can take everybody's pulls away."""
+    registry.guard = Guard(scheme="basic", login=LOGIN)
+    async with asking(registry, credentials=CREDENTIALS) as asked:
+        await pull(asked, OTHER)
+        challenge = [("WWW-Authenticate", 'Basic realm="r"')]
+        registry.rewrite(Twist(path="/v2/library/alpine/*", status=401, body=b"", add=challenge))
+        for _ in range(3):
+            with pytest.raises(Unauthorised):
+                await pull(asked)
+        await pull(asked, OTHER)
+        assert len(registry.asked("/v2/library/alpine/*")) == 2
+        await asked.clock.advance(61)
+        registry.rewrite()
+        await pull(asked)
+
+
+async def test_basic_password_that_is_withdrawn_is_noticed(registry: ScriptedRegistry) -> None:
+    """The same header again is the same answer again: refused at once, and tried again after a minute."""
+    registry.guard = Guard(scheme="basic", login=LOGIN)
+    async with asking(registry, credentials=CREDENTIALS) as asked:
+        await pull(asked)
+        registry.guard.login = ("robot", "another")
+        for _ in range(3):
+            with pytest.raises(Unauthorised):
+                await pull(asked)
+        assert len(registry.requests) == 3
+        registry.guard.login = LOGIN
+        await asked.clock.advance(61)
+        await pull(asked)
+
+
 # -- secrets -----------------------------------------------------------------------------------------------------------
 
 
