@@ -221,6 +221,21 @@ class Records(Protocol):
         ...
 
 
+class Notes(Protocol):
+    """A few named documents of the store, each written whole: pins, what a seal was made of."""
+
+    async def get(self, name: str) -> bytes | None:
+        """The note, or None when there is none or it is damaged (then moved to quarantine). Raises Unavailable."""
+        ...
+
+    async def put(self, name: str, body: bytes) -> None:
+        """Durable when it returns; the older note stands until then. Raises OutOfSpace or Unavailable.
+
+        `name` is lower-case letters; `body` has at most 64 MiB.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Use:
     """When a blob was last used, by a counter and not by a clock, and its size in bytes."""

@@ -10,10 +10,10 @@ import socket
 import ssl
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import uvloop
 from aiohttp import web
@@ -23,10 +23,13 @@ from proxy import __version__
 from proxy.clock import SystemClock
 from proxy.engine.blobs import Blobs, Limits
 from proxy.engine.capacity import Capacity
+from proxy.engine.freight import Freight
 from proxy.engine.links import Links
 from proxy.engine.listings import Listings
 from proxy.engine.manifests import Manifests
 from proxy.engine.origins import Origin, Origins, SealedUpstream
+from proxy.engine.pins import Pins
+from proxy.engine.prefetch import Prefetch
 from proxy.engine.pull import Plan, Pull
 from proxy.engine.pump import Work
 from proxy.engine.tags import Tags
@@ -45,18 +48,25 @@ from proxy.settings import Credentials as CredentialSettings
 from proxy.settings import Settings, TcpAddress, UnixAddress, effective_default
 from proxy.settings import Upstream as UpstreamSettings
 from proxy.store.disk import DiskStore
+from proxy.store.lock import PATIENCE_S
 from proxy.telemetry.log import EventLog, LineWriter, LoggingBridge
 from proxy.telemetry.tally import Tally
 from proxy.upstream.client import RegistryClient
 from proxy.upstream.credentials import Credentials
 from proxy.upstream.credentials.static import StaticCredentials
 from proxy.upstream.policy import Deadlines, Pace, UpstreamPolicy
+from proxy.web import freight as freight_routes
 from proxy.web.admin import Admin
 from proxy.web.registry import Registry
 from proxy.web.serve import Pace as ReaderPace
 from proxy.web.serve import Sender
 from proxy.web.server import DataServer
 from proxy.web.server import Limits as ServerLimits
+
+T = TypeVar("T")
+
+#: How long a command waits for somebody else's lock on the store, in seconds: a server has it for good.
+COMMAND_PATIENCE_S = 2.0
 
 
 def main(settings: Settings) -> int:
@@ -120,12 +130,17 @@ class Appliance:
     admin: web.AppRunner
     admin_addresses: tuple[str, ...]
     health: UpstreamHealth
+    pins: Pins
+    freight: Freight
     started_at: float
     is_stopping: bool = False
 
     @classmethod
-    async def start(cls, settings: Settings, log: EventLog) -> Appliance:
-        """Open the store, then listen. Raises Unavailable, InvalidSettings or OSError when that is not possible."""
+    async def start(cls, settings: Settings, log: EventLog, *, listens: bool = True) -> Appliance:
+        """Open the store, then listen, unless a command only needs the parts.
+
+        Raises Unavailable, InvalidSettings or OSError when that is not possible.
+        """
         clock = SystemClock()
         tally = Tally()
         health = UpstreamHealth(clock.monotonic)
@@ -137,7 +152,10 @@ class Appliance:
 
         owner = TaskOwner(lambda sentence: log.say("error", sentence))
         store = await DiskStore.open(
-            Path(settings.store.path), clock=clock, report=lambda sentence: log.say("warning", sentence)
+            Path(settings.store.path),
+            clock=clock,
+            report=lambda sentence: log.say("warning", sentence),
+            patience_s=PATIENCE_S if listens else COMMAND_PATIENCE_S,
         )
         clients = {} if settings.server.sealed else _clients(settings, clock, owner, observe)
         space = await store.blobs.space()
@@ -153,6 +171,13 @@ class Appliance:
             owner=owner,
             observe=observe,
         )
+
+        pins = Pins(store.notes, capacity.ledger, owner, keeps_all=settings.server.sealed)
+        try:
+            await pins.load()
+        except StoreError as error:
+            log.say("error", f"nothing is pinned: {error}")
+        capacity.pinned = pins
 
         async def condemn(digest: Digest, why: str) -> None:
             await store.blobs.quarantine(digest, why)
@@ -207,10 +232,13 @@ class Appliance:
             admin=None,  # type: ignore[arg-type]  # made below: it reports on all the others
             admin_addresses=(),
             health=health,
+            pins=pins,
+            freight=Freight(Prefetch(pull, capacity, pins, clock=clock)),
             started_at=clock.monotonic(),
         )
         try:
-            await self._listen()
+            if listens:
+                await self._listen()
         except BaseException:
             await self.aclose()
             raise
@@ -218,7 +246,12 @@ class Appliance:
         return self
 
     async def _listen(self) -> None:
-        admin = Admin(status=self.status, metrics=self.metrics, readiness=self.readiness)
+        admin = Admin(
+            status=self.status,
+            metrics=self.metrics,
+            readiness=self.readiness,
+            also=freight_routes.routes(self.freight),
+        )
         self.admin = web.AppRunner(admin.app(), access_log=None, shutdown_timeout=1.0)
         await self.admin.setup()
         address = self.settings.server.admin_listen
@@ -515,3 +548,28 @@ async def _tcp_sites(runner: web.AppRunner, address: TcpAddress) -> tuple[str, .
         await web.SockSite(runner, listening).start()
         names.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     return tuple(names)
+
+
+# -- commands without a server -----------------------------------------------------------------------------------------
+
+
+def work_alone(settings: Settings, work: Callable[[Freight], Awaitable[T]]) -> T:
+    """Do a command's work in this process, with the store's lock held and nothing listening.
+
+    Raises Unavailable when a server has the store, and whatever `work` raises.
+    """
+    writer = LineWriter(sys.stderr)
+    log = EventLog(writer, SystemClock().wall, as_json=False, level="error", requests="off")
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_work_alone(settings, work, log))
+    finally:
+        writer.close()
+
+
+async def _work_alone(settings: Settings, work: Callable[[Freight], Awaitable[T]], log: EventLog) -> T:
+    appliance = await Appliance.start(settings, log, listens=False)
+    try:
+        return await work(appliance.freight)
+    finally:
+        await appliance.aclose()

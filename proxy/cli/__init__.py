@@ -224,3 +224,11 @@ def hosts_toml(
 
     mirror = Mirror.of(_load(config).settings, url=url, project=project, is_enforced=enforce)
     click.echo(text_for(client, mirror, upstreams), nl=False)
+
+
+# -- prefetch, export, import ------------------------------------------------------------------------------------------
+
+from proxy.cli import carry  # noqa: E402 – it uses what is above
+
+for _command in carry.commands:
+    cli.add_command(_command)

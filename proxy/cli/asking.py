@@ -31,7 +31,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def ask(address: Address, path: str) -> Any:
     """The JSON that GET `path` answers. Raises NoAnswer with a sentence that names the address."""
-    connection = _connection(address)
+    connection = connection_to(address)
     try:
         connection.request("GET", path, headers={"Accept": "application/json"})
         response = connection.getresponse()
@@ -49,7 +49,8 @@ def ask(address: Address, path: str) -> Any:
         raise NoAnswer(f"{address} answered no JSON to {path}; is that the admin listener of a Breakwater?") from error
 
 
-def _connection(address: Address) -> http.client.HTTPConnection:
+def connection_to(address: Address) -> http.client.HTTPConnection:
+    """A connection that is not open yet. Raises NoAnswer where the address cannot be connected to."""
     if isinstance(address, UnixAddress):
         return _UnixConnection(address.path)
     if address.port == 0:

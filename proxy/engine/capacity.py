@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from proxy.engine.tasks import TaskOwner
 from proxy.errors import OutOfSpace, StoreError, Unavailable
@@ -79,6 +79,9 @@ class Capacity:
         self._owner = owner
         self._observe = observe
         self._reading: Counter[Digest] = Counter()
+        #: What may not be evicted besides what is being read: pins, and everything while sealed.
+        self.pinned: Container[Digest] = frozenset()
+        self._kept = _Kept(self)
         self._making_room = asyncio.Lock()
         self._counted = asyncio.Event()
         self._counter = 0
@@ -103,6 +106,10 @@ class Capacity:
         else:
             self._reading[digest] -= 1
 
+    def may_go(self, digest: Digest) -> bool:
+        """Whether it may be evicted now: neither being read nor pinned."""
+        return digest not in self._reading and digest not in self.pinned
+
     # -- what transfers do ------------------------------------------------------------------------------------------
 
     async def reserve(self, size: int | None) -> Reservation:
@@ -119,7 +126,7 @@ class Capacity:
         async with self._making_room:
             await self._keep_min_free(n_bytes)
             while not self.ledger.fits(n_bytes):
-                victims = self.ledger.victims(n_bytes, kept=self._reading)
+                victims = self.ledger.victims(n_bytes, kept=self._kept)
                 if not victims:
                     raise OutOfSpace(
                         f"no room for {n_bytes} bytes: {self.ledger.committed} committed and {self.ledger.reserved} "
@@ -164,7 +171,7 @@ class Capacity:
             short = self._min_free_bytes(space.total_bytes) + promised - space.free_bytes
             if short <= 0 and space.free_inodes >= self._min_free_inodes(space.total_inodes):
                 return
-            victims = self.ledger.victims(self.ledger.free + max(short, 1), kept=self._reading)
+            victims = self.ledger.victims(self.ledger.free + max(short, 1), kept=self._kept)
             if not victims:
                 raise OutOfSpace(
                     f"the file system has {space.free_bytes} of {space.total_bytes} bytes and {space.free_inodes} of "
@@ -183,6 +190,10 @@ class Capacity:
     def is_counted(self) -> bool:
         """Whether the ledger knows the whole store."""
         return self._counted.is_set()
+
+    async def counted(self) -> None:
+        """Return when the ledger knows the whole store, however long that takes."""
+        await self._counted.wait()
 
     async def _wait_until_counted(self) -> None:
         if self._counted.is_set():
@@ -224,7 +235,7 @@ class Capacity:
         """A capacity that was lowered between two runs holds from the start."""
         try:
             async with self._making_room:
-                while not self.ledger.fits(0) and (victims := self.ledger.victims(0, kept=self._reading)):
+                while not self.ledger.fits(0) and (victims := self.ledger.victims(0, kept=self._kept)):
                     await self.evict(victims)
         except OutOfSpace as error:
             self._observe(Noticed("error", str(error)))
@@ -247,3 +258,13 @@ class Capacity:
         forgotten, self._forgotten = self._forgotten, set()
         uses = [Use(d, size, n) for d, n in dirty.items() if (size := self.ledger.size_of(d)) is not None]
         await self._facts.remember(uses, list(forgotten))
+
+
+class _Kept:
+    """What eviction passes over, as `Ledger.victims` asks for it."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        self._capacity = capacity
+
+    def __contains__(self, digest: object) -> bool:
+        return isinstance(digest, Digest) and not self._capacity.may_go(digest)

@@ -40,6 +40,7 @@ from proxy.store.layout import (
     shard,
 )
 from proxy.store.lock import PATIENCE_S, StoreLock, acquire
+from proxy.store.notes import DiskNotes
 from proxy.store.quarantine import Quarantine
 from proxy.store.records import DiskRecords
 from proxy.store.workers import Pool, Workers
@@ -584,6 +585,7 @@ class DiskStore:
         unfinished: set[str] = set()
         self.blobs = DiskBlobs(fs, folders, workers, quarantine, unfinished)
         self.records = DiskRecords(fs, folders, workers, quarantine, unfinished)
+        self.notes = DiskNotes(fs, folders, workers, quarantine, unfinished)
         self.facts = DiskFacts(folders.path, report)
         self._fs = fs
         self._folders = folders

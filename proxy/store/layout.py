@@ -18,6 +18,8 @@
                 _tags/<tag>
                 _manifests/<algorithm>/<hex>
                 _blobs/<algorithm>/<hex>
+        notes/
+          <name>                        a few documents of the store: pins, what a seal was made of (notes.py)
         quarantine/
           <name>.<mark>                 what must not be used: rot, damaged records, whatever was planted
         facts/                          diskcache: order of use and the like; may be deleted at any time

@@ -274,12 +274,30 @@ class MemoryFacts:
         """See ports.Facts."""
 
 
+class MemoryNotes:
+    """Notes in a dictionary (ports.Notes)."""
+
+    def __init__(self) -> None:
+        self._notes: dict[str, bytes] = {}
+
+    async def get(self, name: str) -> bytes | None:
+        """See ports.Notes."""
+        await asyncio.sleep(0)
+        return self._notes.get(name)
+
+    async def put(self, name: str, body: bytes) -> None:
+        """See ports.Notes."""
+        await asyncio.sleep(0)
+        self._notes[name] = body
+
+
 class MemoryStore:
     """Everything at rest, in memory: `blobs`, `records`, `facts`, with the shape of `DiskStore`."""
 
     def __init__(self, *, total_bytes: int = 1 << 62) -> None:
         self.blobs = MemoryBlobs(total_bytes=total_bytes)
         self.records = MemoryRecords()
+        self.notes = MemoryNotes()
         self.facts = MemoryFacts()
 
     async def aclose(self) -> None:

@@ -348,6 +348,8 @@ def _link_to_json(holding: Holding, record: LinkRecord) -> dict[str, Any]:
         value["artifactType"] = record.artifact_type
     if record.annotations:
         value["annotations"] = dict(record.annotations)
+    if record.tags:
+        value["tags"] = list(record.tags)
     return value
 
 
@@ -360,6 +362,7 @@ def _json_to_link(holding: Holding, place: tuple[str, ...], value: dict[str, Any
         subject=Digest.parse(value["subject"]) if "subject" in value else None,
         artifact_type=str(value.get("artifactType", "")),
         annotations={str(key): str(text) for key, text in value.get("annotations", {}).items()},
+        tags=tuple(str(tag) for tag in value.get("tags", ())),
     )
     digest = record.descriptor.digest
     if place != (MANIFESTS if record.is_manifest else SINGLE_BLOBS, digest.algorithm, digest.hex):

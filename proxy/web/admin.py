@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from aiohttp import web
@@ -21,10 +21,13 @@ class Admin:
         status: Callable[[], dict[str, Any]],
         metrics: Callable[[], bytes],
         readiness: Callable[[], Readiness],
+        also: Iterable[web.RouteDef] = (),
     ) -> None:
+        """`also`: routes of other rooms, below /api/v1/."""
         self._status = status
         self._metrics = metrics
         self._readiness = readiness
+        self._also = tuple(also)
 
     def app(self) -> web.Application:
         """The application."""
@@ -35,6 +38,7 @@ class Admin:
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._scrape),
                 web.get("/api/v1/status", self._status_json),
+                *self._also,
             ]
         )
         return app

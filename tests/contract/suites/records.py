@@ -22,7 +22,12 @@ RICH = Descriptor(
     urls=("https://elsewhere.test/layer",),
 )
 LINK = LinkRecord(
-    RICH, names=(PLAIN, RICH), subject=Digest.of(b"subject"), artifact_type="application/x", annotations={"a": "b"}
+    RICH,
+    names=(PLAIN, RICH),
+    subject=Digest.of(b"subject"),
+    artifact_type="application/x",
+    annotations={"a": "b"},
+    tags=("1", "latest"),
 )
 
 

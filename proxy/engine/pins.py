@@ -1,0 +1,123 @@
+"""What is never evicted: pinned references, and everything while sealed.
+
+The pins are a note of the store (ports.Notes) and outlive the process; the digests they keep are in memory. A pin is
+refused where all pins together would not fit: a promise that eviction could not keep.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+
+from proxy.engine.tasks import TaskOwner
+from proxy.errors import BreakwaterError, Corrupt, OutOfSpace
+from proxy.oci.digest import Digest
+from proxy.ports import Notes
+from proxy.rules.ledger import Ledger, on_disk
+
+#: The note's name, and the version of what it says.
+NOTE, VERSION = "pins", 1
+
+
+class Pins:
+    """References that stay, and a container of the digests that therefore may not go. True for this process."""
+
+    def __init__(self, notes: Notes, ledger: Ledger, owner: TaskOwner, *, keeps_all: bool = False) -> None:
+        """With `keeps_all` nothing at all may go: `sealed = true` under [server]."""
+        self._notes = notes
+        self._ledger = ledger
+        self._owner = owner
+        self._keeps_all = keeps_all
+        self._pins: dict[tuple[str, str], dict[Digest, int]] = {}
+        #: digest -> by how many pins it is kept
+        self._kept: dict[Digest, int] = {}
+        self._sizes: dict[Digest, int] = {}
+        #: What sealed upstreams have here: kept without being pinned.
+        self._sealed: set[Digest] = set()
+
+    def __contains__(self, digest: object) -> bool:
+        return self._keeps_all or digest in self._kept or digest in self._sealed
+
+    def __len__(self) -> int:
+        return len(self._pins)
+
+    @property
+    def n_bytes(self) -> int:
+        """What the pins keep, in bytes on disk, each digest once."""
+        return sum(map(on_disk, self._sizes.values()))
+
+    def references(self) -> list[tuple[str, str]]:
+        """Every pin: the project it was made in ("" for none named), and the reference."""
+        return sorted(self._pins)
+
+    async def load(self) -> None:
+        """Read the note. Raises Corrupt for one that makes no sense (pins are not lost in silence), or Unavailable."""
+        body = await self._notes.get(NOTE)
+        if body is None:
+            return
+        try:
+            document = json.loads(body)
+            if document["version"] != VERSION:
+                raise ValueError(f"version {document['version']}")
+            for pin in document["pins"]:
+                sizes = {Digest.parse(text): int(size) for text, size in pin["digests"].items()}
+                self._count((str(pin["project"]), str(pin["reference"])), sizes)
+        except (ValueError, KeyError, TypeError, AttributeError, BreakwaterError) as error:
+            raise Corrupt(f"the store's note of pins makes no sense ({error})") from error
+
+    async def add(self, reference: str, project: str, sizes: Mapping[Digest, int]) -> None:
+        """Keep these digests (sizes in bytes) for `reference`; a pin of the same name is replaced. Durable.
+
+        Raises OutOfSpace when all pins together exceed the capacity, Unavailable when it cannot be written down.
+        """
+        beyond = sum(on_disk(size) for digest, size in sizes.items() if digest not in self._sizes)
+        if self.n_bytes + beyond > self._ledger.capacity:
+            raise OutOfSpace(
+                f"pins would keep {self.n_bytes + beyond} bytes of a capacity of {self._ledger.capacity}: "
+                "raise store.capacity, or unpin something"
+            )
+        key = (project, reference)
+        before = self._pins.get(key)
+        if before == dict(sizes):
+            return
+        self._uncount(key)
+        self._count(key, dict(sizes))
+        try:
+            await self._write()
+        except BreakwaterError:
+            self._uncount(key)
+            if before is not None:
+                self._count(key, before)
+            raise
+
+    async def remove(self, reference: str, project: str) -> bool:
+        """Let go of a pin; whether there was one. Raises Unavailable."""
+        if (project, reference) not in self._pins:
+            return False
+        self._uncount((project, reference))
+        await self._write()
+        return True
+
+    def keep_sealed(self, digests: Iterable[Digest]) -> None:
+        """These belong to a sealed upstream: what is gone can never be had again."""
+        self._sealed.update(digests)
+
+    async def _write(self) -> None:
+        pins = [
+            {"project": project, "reference": reference, "digests": {str(d): size for d, size in sizes.items()}}
+            for (project, reference), sizes in sorted(self._pins.items())
+        ]
+        body = json.dumps({"version": VERSION, "pins": pins}, separators=(",", ":")).encode()
+        await self._owner.uninterrupted(self._notes.put(NOTE, body), "write the pins")
+
+    def _count(self, key: tuple[str, str], sizes: dict[Digest, int]) -> None:
+        self._pins[key] = sizes
+        for digest, size in sizes.items():
+            self._kept[digest] = self._kept.get(digest, 0) + 1
+            self._sizes[digest] = size
+
+    def _uncount(self, key: tuple[str, str]) -> None:
+        for digest in self._pins.pop(key, ()):
+            self._kept[digest] -= 1
+            if not self._kept[digest]:
+                del self._kept[digest], self._sizes[digest]

@@ -1,0 +1,121 @@
+"""Filling a store from a list, from a real registry, with a server running and without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tests.interop.conftest import upstreams_at
+from tests.support.clients import TEST_HOST, Skopeo
+from tests.support.commands import breakwater_command
+from tests.support.images import Blob, artifact, image, manifest, multi_arch
+from tests.support.images import index as referring_index
+from tests.support.origin import Origin
+from tests.support.process import Breakwater
+
+_SEED = count(81_000)
+KIB = 1024
+
+
+@pytest.fixture(params=["server runs", "no server"])
+def mirror(request: pytest.FixtureRequest, scratch: Path, origin: Origin) -> Iterator[Breakwater]:
+    """Breakwater with an empty store: up, or only installed."""
+    breakwater = Breakwater(scratch / f"prefetch-{next(_SEED)}", upstreams_at(origin.url))
+    if request.param == "no server":
+        yield breakwater
+        return
+    with breakwater:
+        yield breakwater
+        breakwater.stop_cleanly()
+
+
+def test_a_list_is_fetched_once_and_then_served_without_the_origin(
+    mirror: Breakwater, scratch: Path, origin: Origin
+) -> None:
+    """Issue 8, lists: tags resolved once and recorded, referrers and cosign's tags along, the rest not asked again."""
+    name = f"team/app-{next(_SEED)}"
+    index = origin.push(name, "1", multi_arch(next(_SEED), (40 * KIB, 300 * KIB)))
+    sbom = origin.push(name, None, artifact(index, "application/spdx+json", b"what is in it"))
+    origin.push(name, index.digest.replace(":", "-"), referring_index([sbom]))  # this registry has no referrers API
+    signature = manifest(Blob(b"{}", "application/vnd.oci.image.config.v1+json"), [Blob(b"signed", "text/plain")])
+    origin.push(name, f"sha256-{index.digest[7:]}.sig", signature)
+    small = f"library/small-{next(_SEED)}"
+    origin.push(small, "1", image(next(_SEED), (10 * KIB,)))
+    pods = f"""
+apiVersion: v1
+kind: Pod
+spec:
+  initContainers: [{{name: a, image: "{TEST_HOST}/{name}:1"}}]
+  containers: [{{name: b, image: "{small.removeprefix("library/")}:1"}}]
+"""
+    done = breakwater_command(mirror, "prefetch", "-f", "-", "--json", text=pods)
+    assert done.code == 0, done.err
+    by_name = {each["reference"]: each for each in done.report["images"]}
+    app = by_name[f"{TEST_HOST}/{name}:1"]
+    assert app["digest"] == index.digest
+    assert (app["n_manifests"], app["n_referrers"]) == (5, 2)
+    assert app["fetched_bytes"] > 300 * KIB
+    assert by_name[f"docker.io/{small}:1"]["missing"] == {}
+
+    n_before = len(origin.requests())
+    again = breakwater_command(mirror, "prefetch", "-f", "-", "--json", text=pods)
+    assert again.code == 0
+    assert sum(each["fetched_bytes"] for each in again.report["images"]) == 0
+    assert [str(each) for each in origin.requests()[n_before:] if each.names_a_digest and each.status == 200] == []
+
+    was_running = mirror.is_running
+    if not was_running:
+        mirror.start()
+    n_before = len(origin.requests())
+    with Skopeo(scratch / f"skopeo-{next(_SEED)}", mirror.address) as skopeo:
+        assert skopeo.pull(name, "1") == index.digest
+        assert skopeo.pull(name, f"sha256-{index.digest[7:]}.sig") == signature.digest
+    assert [str(each) for each in origin.requests()[n_before:] if each.names_a_digest] == []
+    if not was_running:
+        mirror.stop_cleanly()
+
+
+def test_only_the_platforms_asked_for_are_fetched(mirror: Breakwater, origin: Origin) -> None:
+    """--platform: the index whole, and the children of other platforms left out."""
+    name = f"team/one-{next(_SEED)}"
+    index = origin.push(name, "1", multi_arch(next(_SEED), (40 * KIB,)))
+    done = breakwater_command(mirror, "prefetch", "--json", "--platform", "linux/arm64", f"{TEST_HOST}/{name}:1")
+    assert done.code == 0, done.err
+    [app] = done.report["images"]
+    assert app["digest"] == index.digest
+    assert app["n_manifests"] == 2
+    asked = [each.target for each in origin.requests() if name in each.target and each.status == 200]
+    amd, arm = index.children
+    assert any(arm.digest in target for target in asked)
+    assert not any(amd.digest in target for target in asked)
+
+
+def test_what_is_missing_is_said_and_is_a_failure(mirror: Breakwater, origin: Origin) -> None:
+    """Exit code 1, the reason beside each name, and the rest of the list done all the same."""
+    name = f"library/there-{next(_SEED)}"
+    origin.push(name, "1", image(next(_SEED), (5 * KIB,)))
+    done = breakwater_command(mirror, "prefetch", f"{name}:1", f"{name}:2", "elsewhere.test/x:1")
+    assert done.code == 1
+    assert f"missing  docker.io/{name}:2" in done.out
+    assert "no upstream is configured for 'elsewhere.test'" in done.out
+    assert "1 of 3 images whole" in done.out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param([], id="nothing"),
+        pytest.param(["NOT A NAME"], id="no reference"),
+        pytest.param(["-f", "/no/such/list"], id="no list"),
+        pytest.param(["--platform", "amd64", "a.test/x"], id="no platform"),
+    ],
+)
+def test_a_wrong_order_is_wrong_usage(scratch: Path, origin: Origin, arguments: list[str]) -> None:
+    """Exit code 2, one line, nothing begun."""
+    mirror = Breakwater(scratch / f"usage-{next(_SEED)}", upstreams_at(origin.url))
+    done = breakwater_command(mirror, "prefetch", *arguments)
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
