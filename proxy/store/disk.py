@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import stat
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from proxy.errors import Corrupt, Overloaded, StoreError
 from proxy.oci.digest import ALGORITHMS, Digest, Verifier
@@ -41,7 +40,7 @@ from proxy.store.layout import (
 )
 from proxy.store.lock import PATIENCE_S, StoreLock, acquire
 from proxy.store.notes import DiskNotes
-from proxy.store.quarantine import Quarantine
+from proxy.store.quarantine import Quarantine, opened_file
 from proxy.store.records import DiskRecords
 from proxy.store.workers import Pool, Workers
 
@@ -367,30 +366,13 @@ class DiskBlobs:
             raise meaning(error, f"cannot open {digest}") from error
 
     def _open_in(self, at: int, digest: Digest) -> DiskBlob | None:
-        try:
-            fd = self.fs.open_file(at, digest.hex)
-        except FileNotFoundError:
+        opened = opened_file(self.fs, self._quarantine, at, digest.hex, str(digest))
+        if opened is None:
             return None
-        except OSError:
-            # A symbolic link (ELOOP), a socket (ENXIO) – or a real failure, which then is what is said.
-            found = self.fs.look(at, digest.hex)
-            if stat.S_ISREG(found.st_mode):
-                raise
-            self._quarantine.take(at, digest.hex, f"{kind_of(found)} was in the place of {digest}")
-            return None
-        try:
-            found = self.fs.stat(fd)
-            if is_ours(found):
-                identity = FileIdentity(inode=found.st_ino, size=found.st_size, ctime_ns=found.st_ctime_ns)
-                return DiskBlob(fd, identity, self)
-        except BaseException:
-            self.fs.close(fd)
-            raise
-        self.fs.close(fd)
-        self._quarantine.take(at, digest.hex, f"{kind_of(found)} was in the place of {digest}")
-        return None
+        fd, found = opened
+        return DiskBlob(fd, FileIdentity(found.st_ino, found.st_size, found.st_ctime_ns), self)
 
-    async def _begun(self, function: Callable[P, DiskIngest], *args: P.args, **kwargs: P.kwargs) -> DiskIngest:
+    async def _begun(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         hop = self.workers.start("writes", function, *args, **kwargs)
         try:
             return await asyncio.shield(hop)
@@ -398,12 +380,9 @@ class DiskBlobs:
             hop.add_done_callback(self._forget_what_came)
             raise
 
-    def _forget_what_came(self, hop: asyncio.Future[DiskIngest]) -> None:
-        if not hop.cancelled() and hop.exception() is None:
-            ingest = hop.result()
-            self.unfinished.discard(ingest.name)
-            self.discard(ingest.name)
-            ingest.close()
+    def _forget_what_came(self, hop: asyncio.Future[Any]) -> None:
+        if not hop.cancelled() and hop.exception() is None and (ingest := hop.result()) is not None:
+            ingest.close()  # the next sweep removes it
 
     def _begin(self, digest: Digest, verifier: Verifier) -> DiskIngest:
         name = ingest_name(digest)
@@ -415,18 +394,29 @@ class DiskBlobs:
             raise meaning(error, f"cannot begin {digest}") from error
         return DiskIngest(self, digest, verifier, name, fd, 0)
 
-    def _resume(self, kept: KeptIngest, verifier: Verifier) -> DiskIngest:
+    def _resume(self, kept: KeptIngest, verifier: Verifier) -> DiskIngest | None:
         self.unfinished.add(kept.name)
+        ingest = None
         try:
-            fd = self.fs.open_file(self._folders.ingest, kept.name, is_writable=True)
-            try:
-                n_bytes = self._hash_again(fd, verifier)
-            except BaseException:
-                self.fs.close(fd)
-                raise
+            ingest = self._resumed(kept, verifier)
         except OSError as error:
-            self.unfinished.discard(kept.name)
             raise meaning(error, f"cannot resume {kept.digest}") from error
+        finally:
+            if ingest is None:
+                self.unfinished.discard(kept.name)
+        return ingest
+
+    def _resumed(self, kept: KeptIngest, verifier: Verifier) -> DiskIngest | None:
+        at, what = self._folders.ingest, f"the unfinished {kept.digest}"
+        opened = opened_file(self.fs, self._quarantine, at, kept.name, what, is_writable=True)
+        if opened is None:
+            return None
+        fd, _ = opened
+        try:
+            n_bytes = self._hash_again(fd, verifier)
+        except BaseException:
+            self.fs.close(fd)
+            raise
         return DiskIngest(self, kept.digest, verifier, kept.name, fd, n_bytes)
 
     def _hash_again(self, fd: int, verifier: Verifier) -> int:

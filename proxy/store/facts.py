@@ -28,6 +28,7 @@ import struct
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -75,6 +76,8 @@ _SETTINGS = {
     "sqlite_mmap_size": 0,  # an I/O error in a mapped file is SIGBUS, and the process is gone
     "sqlite_synchronous": 2,  # FULL: what `remember` and `put` return from is durable; they are few
 }
+#: Settings that diskcache writes by itself, and that change nothing that we use while they are numbers.
+_HARMLESS = (diskcache.core.DEFAULT_SETTINGS.keys() | diskcache.core.METADATA.keys()) - _SETTINGS.keys()
 
 
 class _RefusedRow(Exception):
@@ -227,6 +230,7 @@ class DiskFacts:
     def _opened(self) -> Any:
         if self._cache is None:
             _check_files(self._path)
+            _check_database(self._path / diskcache.core.DBNAME)
             cache = diskcache.Cache(str(self._path), timeout=1, disk=_PlainDisk, **_SETTINGS)
             try:
                 self._segments = _known_segments(cache)
@@ -265,14 +269,10 @@ class DiskFacts:
             pass  # said by whoever opens it next
 
     def _trim_aside(self) -> None:
-        folders = [
-            entry
-            for entry in os.scandir(self._aside)
-            if entry.name.startswith(f"{FACTS}.") and entry.is_dir(follow_symlinks=False)
-        ]
-        folders.sort(key=lambda entry: entry.stat(follow_symlinks=False).st_ctime_ns, reverse=True)
-        for entry in folders[_MAX_ASIDE:]:
-            shutil.rmtree(entry.path, ignore_errors=True)
+        ours = [self._aside / name for name in os.listdir(self._aside) if name.startswith(f"{FACTS}.")]
+        ours.sort(key=lambda path: os.lstat(path).st_ctime_ns, reverse=True)
+        for path in ours[_MAX_ASIDE:]:
+            shutil.rmtree(path, ignore_errors=True)  # follows no links
 
     # in the thread: named facts
 
@@ -410,10 +410,30 @@ def _check_files(path: Path) -> None:
     os.makedirs(path, 0o700, exist_ok=True)
     if not stat.S_ISDIR(os.lstat(path).st_mode):
         raise _RefusedRow("it is a symbolic link")
-    for entry in os.scandir(path):
-        found = entry.stat(follow_symlinks=False)
+    for name in os.listdir(path):
+        found = os.lstat(path / name)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid != os.geteuid():
-            raise _RefusedRow(f"{entry.name[:80]!r} in it is not a plain file of ours")
+            raise _RefusedRow(f"{name[:80]!r} in it is not a plain file of ours")
+
+
+def _check_database(path: Path) -> None:
+    """Refuse a database that is damaged, or whose settings would make diskcache do something else.
+
+    Its rows are few, so that looking at all of them costs only the reading. diskcache takes every row of its settings
+    table for an attribute or a pragma: one that sets `query_only` would leave us with a database that never keeps
+    anything.
+    """
+    if not path.exists():
+        return
+    with closing(sqlite3.connect(path, timeout=1)) as connection:
+        found = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != ("ok",):
+            raise _RefusedRow(f"SQLite says {found[0] if found else None!r}")
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'Settings'").fetchone():
+            return
+        for key, value in connection.execute("SELECT key, value FROM Settings"):
+            if key not in _SETTINGS and (key not in _HARMLESS or type(value) is not int):
+                raise _RefusedRow(f"an unknown setting {str(key)[:80]!r}")
 
 
 def _known_segments(cache: Any) -> list[_Segment]:

@@ -48,7 +48,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.names import Repository, SourceHost
 from proxy.ports import Holding
 from proxy.store.filesystem import FileSystem, kind_of, meaning
-from proxy.store.quarantine import Quarantine
+from proxy.store.quarantine import Quarantine, opened_file
 
 #: The number of the drawing above.
 LAYOUT = 1
@@ -243,21 +243,22 @@ def _what(fs: FileSystem, at: int, name: str) -> str:
 
 def _read_layout(fs: FileSystem, folders: Folders, quarantine: Quarantine) -> int | None:
     try:
-        fd = fs.open_file(folders.root, LAYOUT_FILE)
-    except FileNotFoundError:
-        return None
+        opened = opened_file(fs, quarantine, folders.root, LAYOUT_FILE, LAYOUT_FILE)
+        if opened is None:
+            return None
+        fd, _ = opened
+        try:
+            text = fs.read(fd, 1 << 16, 0)
+        finally:
+            fs.close(fd)
     except OSError as error:
         raise meaning(error, f"cannot read {folders.path / LAYOUT_FILE}") from error
     try:
-        number = json.loads(fs.read(fd, 1 << 16, 0))["layout"]
+        number = json.loads(text)["layout"]
         if isinstance(number, int) and number >= 1:
             return number
-    except OSError as error:
-        raise meaning(error, f"cannot read {folders.path / LAYOUT_FILE}") from error
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
-    finally:
-        fs.close(fd)
     quarantine.take(folders.root, LAYOUT_FILE, "layout.json cannot be read")
     return None
 

@@ -12,7 +12,7 @@ import os
 
 from proxy.errors import Unavailable
 from proxy.ports import Clock
-from proxy.store.filesystem import FileSystem, meaning
+from proxy.store.filesystem import FileSystem, is_ours, kind_of, meaning
 from proxy.store.layout import LOCK_FILE, Folders
 from proxy.store.workers import Workers
 
@@ -65,15 +65,30 @@ async def acquire(
 
 
 def _open(fs: FileSystem, folders: Folders) -> int:
+    path = folders.path / LOCK_FILE
+    try:
+        fd = _opened(fs, folders)
+        try:
+            found = fs.stat(fd)
+        except BaseException:
+            fs.close(fd)
+            raise
+    except OSError as error:
+        raise meaning(error, f"cannot open the lock {path}") from error
+    if is_ours(found):
+        return fd
+    fs.close(fd)
+    # Not set aside: two servers that each moved the other's lock away would both run.
+    raise Unavailable(f"the lock {path} is {kind_of(found)} where a file of ours should be: remove it")
+
+
+def _opened(fs: FileSystem, folders: Folders) -> int:
     try:
         return os.open(LOCK_FILE, _OPEN, 0o600, dir_fd=folders.root)
     except OSError as error:
         if error.errno != errno.EROFS:
-            raise meaning(error, f"cannot open {folders.path / LOCK_FILE}") from error
-    try:
-        return fs.open_file(folders.root, LOCK_FILE)  # a file system gone read-only still serves hits
-    except OSError as error:
-        raise meaning(error, f"cannot open {folders.path / LOCK_FILE}") from error
+            raise
+    return fs.open_file(folders.root, LOCK_FILE)  # a file system gone read-only still serves hits
 
 
 def _taken(fd: int) -> bool:

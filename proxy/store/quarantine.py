@@ -11,7 +11,7 @@ import secrets
 import stat
 from collections.abc import Callable
 
-from proxy.store.filesystem import FileSystem
+from proxy.store.filesystem import FileSystem, is_ours, kind_of
 
 #: Plain files kept for inspection. What is set aside is outside the ledger, so it must stay small beside any capacity.
 MAX_FILES = 64
@@ -57,3 +57,34 @@ class Quarantine:
     def _files(self) -> list[tuple[str, os.stat_result]]:
         looked = [(name, self._fs.look(self._at, name)) for name in self._fs.names(self._at)]
         return [(name, found) for name, found in looked if stat.S_ISREG(found.st_mode)]
+
+
+def opened_file(
+    fs: FileSystem, quarantine: Quarantine, at: int, name: str, what: str, *, is_writable: bool = False
+) -> tuple[int, os.stat_result] | None:
+    """The descriptor of a plain file of ours and what it is; None when nothing is there, or something else was.
+
+    Whatever else has the name is set aside, and the sentence says that it was in the place of `what`. Raises OSError
+    when the disk fails.
+    """
+    try:
+        fd = fs.open_file(at, name, is_writable=is_writable)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        # A symbolic link (ELOOP), a socket (ENXIO), a folder to be written (EISDIR) – or the disk, which then is said.
+        found = fs.look(at, name)
+        if stat.S_ISREG(found.st_mode):
+            raise
+        quarantine.take(at, name, f"{kind_of(found)} was in the place of {what}")
+        return None
+    try:
+        found = fs.stat(fd)
+    except BaseException:
+        fs.close(fd)
+        raise
+    if is_ours(found):
+        return fd, found
+    fs.close(fd)
+    quarantine.take(at, name, f"{kind_of(found)} was in the place of {what}")
+    return None

@@ -23,7 +23,7 @@ from proxy.oci.descriptor import Descriptor
 from proxy.oci.digest import ALGORITHMS, Digest
 from proxy.oci.names import Tag
 from proxy.ports import Holding, LinkRecord, TagRecord
-from proxy.store.filesystem import FileSystem, is_ours, kind_of, made_folder, meaning, opened_folder
+from proxy.store.filesystem import FileSystem, made_folder, meaning, opened_folder
 from proxy.store.layout import (
     MANIFESTS,
     NOT_OURS,
@@ -35,7 +35,7 @@ from proxy.store.layout import (
     maybe_holding,
     record_ingest_name,
 )
-from proxy.store.quarantine import Quarantine
+from proxy.store.quarantine import Quarantine, opened_file
 from proxy.store.workers import Workers
 
 T = TypeVar("T")
@@ -158,21 +158,12 @@ class DiskRecords:
 
     def _read(self, at: int, name: str, where: str) -> bytes | None:
         """The payload of a record whose checksum agrees; None where there is none."""
-        try:
-            fd = self._fs.open_file(at, name)
-        except FileNotFoundError:
+        opened = opened_file(self._fs, self._quarantine, at, name, where)
+        if opened is None:
             return None
-        except OSError:
-            found = self._fs.look(at, name)
-            if stat.S_ISREG(found.st_mode):
-                raise
-            self._quarantine.take(at, name, f"{where} is {kind_of(found)}")
-            return None
+        fd, found = opened
         try:
-            found = self._fs.stat(fd)
-            if not is_ours(found):
-                why = f"is {kind_of(found)}"
-            elif found.st_size > MAX_BYTES:
+            if found.st_size > MAX_BYTES:
                 why = f"has {found.st_size} bytes"
             else:
                 content = self._fs.read(fd, found.st_size, 0)

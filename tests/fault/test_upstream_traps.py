@@ -8,10 +8,14 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
+from yarl import URL
 
 from proxy.errors import Misbehaved, Unauthorised, Unreachable, UpstreamError
 from proxy.oci.digest import Digest
 from proxy.upstream.credentials.static import StaticCredentials
+from proxy.upstream.policy import UpstreamPolicy
+from proxy.upstream.targets import Targets
+from proxy.upstream.wire import Wire
 from tests.support.registry import Guard, ScriptedRegistry, Twist, redirect
 from tests.support.upstream import ALPINE, Asking, asking
 
@@ -88,15 +92,22 @@ async def test_nothing_but_what_belongs_there_reaches_another_origin(
     registry: ScriptedRegistry, storage: ScriptedRegistry
 ) -> None:
     """T15: no Authorization, no cookie, nothing of ours; headers are made for each hop anew."""
-    registry.guard = Guard(scheme="bearer")
-    cookie = [("Location", f"{storage.url}/b"), ("Set-Cookie", "session=5ecret")]
+
+    async def lookup(name: str, port: int) -> Sequence[str]:
+        del name, port
+        return ["127.0.0.1"]  # names, because cookies belong to names
+
+    registry.guard = Guard(scheme="bearer", realm=f"http://registry.inside.test:{registry.port}/token")
+    where = f"http://storage.inside.test:{storage.port}/b"
+    cookie = [("Location", where), ("Set-Cookie", "session=5ecret; Domain=inside.test; Path=/")]
     registry.rewrite(Twist(path=BLOBS, after=1, status=307, body=b"", add=cookie))
     storage.rewrite(Twist(status=200, body=CONTENT, add=[("Set-Cookie", "theirs=5ecret")]))
-    async with asking(registry, allow_private=True) as asked:
+    url = f"http://registry.inside.test:{registry.port}"
+    async with asking(url, lookup=lookup, allow_private=True) as asked:
         await fetched(asked)
         await fetched(asked)
     expected = {"host", "user-agent", "accept", "accept-encoding"}
-    assert all(one.names() == expected for one in storage.requests)
+    assert [one.names() for one in storage.requests] == [expected, expected]
     assert all(one.names() <= expected | {"authorization"} for one in registry.requests)
 
 
@@ -288,6 +299,18 @@ async def test_wrong_place_gets_no_connection(registry: ScriptedRegistry, place:
             assert asked.asked == [("blob", "GET", 307 if by == "redirect" else 401)]
         assert trap.n_connections == 0
         assert "5ecret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "[::ffff:127.0.0.1]"])
+async def test_address_is_judged_at_the_socket_whoever_let_it_pass(host: str) -> None:
+    """The last line: below every check of URLs, a socket is not even made for a place that is denied."""
+    policy = UpstreamPolicy("registry.test", "https://registry.test")
+    wire = Wire(policy, Targets(policy), observer=lambda _: None)
+    async with ScriptedRegistry() as trap:
+        with pytest.raises(Misbehaved, match="allow_private"):
+            await wire.send("GET", URL(f"http://{host}:{trap.port}/"), {}, kind="blob")
+        assert trap.n_connections == 0
+    await wire.aclose()
 
 
 async def test_name_that_changes_its_answer_is_judged_at_every_connect() -> None:

@@ -53,6 +53,20 @@ class BlobStoreSuite:
         assert blob.size == len(BODY) == blob.identity.size
         assert read(blob) == BODY
 
+    async def test_a_blob_is_read_in_steps_and_hashed_on_the_way(self, blobs: BlobStore) -> None:
+        """The plain path: at most what was asked for, nothing at the end, and a verifier that has seen it all."""
+        await kept(blobs, BODY)
+        blob = await blobs.open(DIGEST)
+        assert blob is not None
+        verifier, pieces = Verifier(DIGEST), []
+        while piece := await blob.read(sum(map(len, pieces)), 4999, verifier):
+            assert len(piece) <= 4999
+            pieces.append(piece)
+        assert b"".join(pieces) == BODY
+        assert verifier.agrees()
+        assert await blob.read(len(BODY) - 3, 100) == BODY[-3:]
+        blob.close()
+
     async def test_an_empty_blob_is_a_blob(self, blobs: BlobStore) -> None:
         """Zero bytes have a digest like any others."""
         digest = await kept(blobs, b"")
