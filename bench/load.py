@@ -1,7 +1,7 @@
 """The load: clients that cost little, run as a process of their own. Prints one JSON object.
 
-Bodies are discarded in the kernel (`recv` with MSG_TRUNC), so one process takes what a server gives. Its own CPU time is
-reported: where that comes near the wall-clock time, the figure is the client's and not the server's.
+Bodies are discarded in the kernel (`recv` with MSG_TRUNC), so one process takes what a server gives. Its own CPU time
+is reported: where that comes near the wall-clock time, the figure is the client's and not the server's.
 
     python -m bench.load blobs   HOST:PORT --path /v2/… --clients 16 --seconds 3
     python -m bench.load once    HOST:PORT --path /v2/… --clients 64
@@ -22,6 +22,8 @@ from collections import deque
 from collections.abc import Callable
 
 _STEP = 4 << 20
+#: docker-registry refuses an OCI manifest to those who do not name its type.
+ACCEPT = "application/vnd.oci.image.manifest.v1+json, */*"
 
 
 class Client:
@@ -38,7 +40,7 @@ class Client:
 
     def ask(self, path: str) -> None:
         """Send a request; small enough to be taken at once."""
-        self.socket.send(f"GET {path} HTTP/1.1\r\nHost: bench\r\nAccept: */*\r\n\r\n".encode())
+        self.socket.send(f"GET {path} HTTP/1.1\r\nHost: bench\r\nAccept: {ACCEPT}\r\n\r\n".encode())
         self.head = b""
         self.left = -1
         self.first_byte_at = 0.0
@@ -127,7 +129,9 @@ def drive(clients: list[Client], next_path: Callable[[Client], str | None], unti
 def read_document(address: tuple[str, int], path: str) -> bytes:
     """A small body, kept."""
     with socket.create_connection(address) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: bench\r\nAccept: */*\r\nConnection: close\r\n\r\n".encode())
+        connection.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: bench\r\nAccept: {ACCEPT}\r\nConnection: close\r\n\r\n".encode()
+        )
         answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
     head, _, body = answer.partition(b"\r\n\r\n")
     if b" 200 " not in head.split(b"\r\n")[0]:

@@ -139,7 +139,8 @@ def _start(way: str, path: Path, folder: Path) -> tuple[subprocess.Popen[bytes] 
         port = probe.getsockname()[1]
     if way.startswith("nginx"):
         (folder / "nginx.conf").write_text(
-            f"daemon off; master_process off; pid {folder}/pid; error_log stderr crit; events {{ worker_connections 512; }}"
+            f"daemon off; master_process off; pid {folder}/pid; error_log stderr crit;"
+            "events { worker_connections 512; }"
             f"http {{ access_log off; sendfile on; tcp_nopush on; server {{ listen 127.0.0.1:{port} backlog=4096;"
             f" root {folder}; }} }}"
         )

@@ -18,7 +18,7 @@ from proxy.engine.pump import Pump, Work
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.transfers import OnLastReaderGone, Source, Transfer, keeps_going
 from proxy.engine.verification import Verification
-from proxy.errors import Misbehaved, Overloaded, StoreError
+from proxy.errors import BreakwaterError, Misbehaved, Overloaded, StoreError
 from proxy.events import Noticed, Outcome, TransferEnded
 from proxy.oci.descriptor import Descriptor
 from proxy.oci.digest import Digest
@@ -95,7 +95,9 @@ class Blobs:
         self._slots = asyncio.Semaphore(self._limits.in_all)
         self._upstream_slots: dict[str, asyncio.Semaphore] = {}
         self._confirming: Flights[tuple[Holding, Digest], int | None] = Flights(owner, "confirm blob")
-        self._bad: TTLCache[Digest, Misbehaved] = TTLCache(MAX_NEGATIVES, BAD_FOR_S, timer=work.clock.monotonic)
+        self._bad: TTLCache[tuple[Source, Digest], Misbehaved] = TTLCache(
+            MAX_NEGATIVES, BAD_FOR_S, timer=work.clock.monotonic
+        )
 
     def running(self) -> Iterator[Transfer]:
         """The running transfers, for status."""
@@ -106,21 +108,27 @@ class Blobs:
     async def open(self, route: Route, origin: Origin, digest: Digest) -> Opened:
         """The blob, to be read. Raises UnknownBlob, or what upstream raises; the size is known when it returns."""
         expected = await self._authorise(route, origin, digest)
-        while digest not in self._running:
-            n_ended = self._n_ended
-            if (stored := await self._stored(digest)) is not None:
+        source = _source(route)
+        while True:
+            if (stored := await self._here(digest)) is not None:
                 return stored
-            if self._n_ended == n_ended:
-                break  # no transfer can have ended between the look at the store and the look at the table
-        if (bad := self._bad.get(digest)) is not None:
-            raise Misbehaved(f"{bad}; not asked again for {BAD_FOR_S:g} s", upstream=bad.upstream)
-        transfer, outcome = self._joined(route, origin, digest, expected)
-        reader = transfer.join()
-        try:
-            return Opened(reader, await reader.confirmed_size(), outcome)
-        except BaseException:
-            reader.leave()
-            raise
+            if (bad := self._bad.get((source, digest))) is not None:
+                raise Misbehaved(f"{bad}; not asked again for {BAD_FOR_S:g} s", upstream=bad.upstream)
+            transfer, outcome = self._joined(route, origin, digest, expected)
+            reader = transfer.join()
+            try:
+                size = await reader.confirmed_size()
+            except BaseException as error:
+                reader.leave()
+                if isinstance(error, BreakwaterError) and transfer.source != source:
+                    continue  # another repository's trouble is not this one's: ask here
+                raise
+            if expected is not None and size != expected:
+                # This asker's manifest and upstream contradict each other; others may have another manifest.
+                reader.leave()
+                said = f"{route.host} sends {digest} with {size} bytes, and said before that it has {expected}"
+                raise Misbehaved(said, upstream=route.host)
+            return Opened(reader, size, outcome)
 
     async def size(self, route: Route, origin: Origin, digest: Digest) -> tuple[int, Outcome]:
         """The size in bytes, for HEAD. An uncached blob costs an upstream HEAD, never a download. Raises like
@@ -194,6 +202,22 @@ class Blobs:
             return Opened(LocalFile(blob), blob.size, "hit")
         return Opened(self._verification.tail(digest, blob).join(), blob.size, "hit")
 
+    async def _here(self, digest: Digest) -> Opened | None:
+        """The stored blob, or None when it is to be had from a transfer: a running one, or one begun without an await
+        after this."""
+        while True:
+            running = self._running.get(digest)
+            if running is not None and not running.is_given_up:
+                return None
+            if running is not None:
+                await running.changed.wait()  # its request upstream must have ended before another begins (INV-4)
+                continue
+            n_ended = self._n_ended
+            if (stored := await self._stored(digest)) is not None:
+                return stored
+            if self._n_ended == n_ended and digest not in self._running:
+                return None  # no transfer can have ended between the look at the store and the look at the table
+
     # -- from upstream ----------------------------------------------------------------------------------------------
 
     def _joined(self, route: Route, origin: Origin, digest: Digest, expected: int | None) -> tuple[Transfer, Outcome]:
@@ -201,9 +225,8 @@ class Blobs:
         running = self._running.get(digest)
         if running is not None and running.is_joinable:
             return running, "coalesced"
-        source = Source(route.host, route.repository.value)
         transfer = Transfer(
-            digest, source, started_at=self._work.clock.monotonic(), policy=self._policy, expected=expected
+            digest, _source(route), started_at=self._work.clock.monotonic(), policy=self._policy, expected=expected
         )
         transfer.on_ended = self._ended
         transfer.on_deserted = self._deserted
@@ -222,7 +245,7 @@ class Blobs:
         per_upstream = self._upstream_slots.setdefault(host, asyncio.Semaphore(self._limits.per_upstream))
         async with AsyncExitStack() as turn:
             try:
-                async with asyncio.timeout(self._limits.queue_s):
+                async with self._owner.deadline(self._work.clock, self._limits.queue_s):
                     await turn.enter_async_context(per_upstream)
                     await turn.enter_async_context(self._slots)
             except TimeoutError:
@@ -251,6 +274,7 @@ class Blobs:
         if has_file and keeps_going(transfer.policy, received=transfer.received, size=transfer.size):
             return
         if (task := self._tasks.get(transfer)) is not None:
+            transfer.is_given_up = True
             task.cancel()
 
     def _closed(self, transfer: Transfer) -> None:
@@ -261,7 +285,7 @@ class Blobs:
         if self._running.get(transfer.digest) is transfer:
             del self._running[transfer.digest]
         if isinstance(transfer.failure, Misbehaved):
-            self._bad[transfer.digest] = transfer.failure
+            self._bad[transfer.source, transfer.digest] = transfer.failure
         self._work.observe(
             TransferEnded(
                 transfer.source.upstream,
@@ -272,3 +296,7 @@ class Blobs:
                 "" if transfer.state is State.COMMITTED else str(transfer.failure),
             )
         )
+
+
+def _source(route: Route) -> Source:
+    return Source(route.host, route.repository.value)

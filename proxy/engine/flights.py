@@ -16,6 +16,18 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
+async def landing(flight: asyncio.Task[V]) -> V:
+    """The answer of a flight, which goes on when its asker is cancelled. Raises what the flight raised.
+
+    That is one exception for all askers. Without cutting its traceback it would grow by the frames of each, and keep
+    alive what they hold: requests, connections, bodies.
+    """
+    await asyncio.wait([flight])  # not a shield: that one complains about flights that fail after their asker has left
+    if not flight.cancelled() and (error := flight.exception()) is not None:
+        raise error.with_traceback(None)
+    return flight.result()
+
+
 class Flights(Generic[K, V]):
     """Running questions by key. True for this process."""
 
@@ -37,7 +49,7 @@ class Flights(Generic[K, V]):
     async def join(self, key: K, ask: Callable[[], Coroutine[Any, Any, V]]) -> V:
         """The answer of the one flight for `key`. Raises what the flight raised, for every asker alike."""
         task, _ = self.start(key, ask)
-        return await asyncio.shield(task)
+        return await landing(task)
 
     def _landed(self, key: K, task: asyncio.Task[V]) -> None:
         del self._running[key]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cachetools import TLRUCache, TTLCache
 
-from proxy.engine.flights import Flights
+from proxy.engine.flights import Flights, landing
 from proxy.engine.links import Links
 from proxy.engine.manifests import Manifests, holding_of
 from proxy.engine.origins import Origin
@@ -85,7 +84,7 @@ class Listings:
             return self._page(here, n, last, visible), "hit"
         flight, is_new = self._listing.start(holding, lambda: self._all_tags(route, origin))
         try:
-            found = await asyncio.shield(flight)
+            found = await landing(flight)
         except UpstreamError:
             if remembered is None:
                 raise
@@ -137,7 +136,7 @@ class Listings:
             return Referrers(referrers.merge(known[1], here), "hit")
         flight, is_new = self._referring.start(key, lambda: self._ask(route, origin, digest))
         try:
-            there = await asyncio.shield(flight)
+            there = await landing(flight)
         except UpstreamError as error:
             if not here and digest not in index:
                 raise

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from cachetools import LRUCache, TLRUCache
 
 from proxy.engine.capacity import Capacity
-from proxy.engine.flights import Flights
+from proxy.engine.flights import Flights, landing
 from proxy.engine.links import Links
 from proxy.engine.origins import Origin
 from proxy.engine.tasks import TaskOwner
@@ -156,7 +156,7 @@ class Manifests:
         if (absent := self._absent.get(key)) is not None:
             raise UnknownManifest(absent[1])
         flight, is_new = self._fetching.start(key, lambda: self._fetch(route, origin, target))
-        return await asyncio.shield(flight), "miss" if is_new else "coalesced"
+        return await landing(flight), "miss" if is_new else "coalesced"
 
     async def _fetch(self, route: Route, origin: Origin, target: TagOrDigest) -> Held:
         holding = holding_of(route)

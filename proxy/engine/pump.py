@@ -58,6 +58,7 @@ class Pump:
         self._gathered: list[bytes] = []
         self._n_gathered = 0
         self._is_complete = False
+        self._is_kept = False
         self._changed = asyncio.Event()
         self._drained = asyncio.Event()
 
@@ -79,10 +80,12 @@ class Pump:
             self._end(Unreachable("the transfer was given up", upstream=transfer.source.upstream))
             raise
         finally:
-            if self._reservation is not None:
-                self._reservation.release()
-            if self._ingest is not None and transfer.state is not State.COMMITTED:
-                await self._owner.uninterrupted(self._ingest.abort(), "abort an ingest")
+            try:
+                if self._ingest is not None and not self._is_kept:
+                    await self._owner.uninterrupted(self._ingest.abort(), "abort an ingest")
+            finally:
+                if self._reservation is not None:
+                    self._reservation.release()  # not before the file is gone (INV-5)
 
     def _end(self, failure: BaseException) -> None:
         if isinstance(failure, BreakwaterError):
@@ -113,39 +116,39 @@ class Pump:
     async def _fill(self, body: BlobBody) -> None:
         """Read until the whole body is here, resuming where it breaks."""
         n_stuck, reached = 0, 0
+        maybe_body: BlobBody | None = body
         while True:
             try:
-                await self._read_all(body)
+                if maybe_body is None:
+                    maybe_body = await self._open(self._n_taken)
+                await self._read_all(maybe_body)
                 break
-            except (Unreachable, Timeout):
+            except (Unreachable, Timeout) as failure:
                 n_stuck = 1 if self._n_taken > reached else n_stuck + 1
                 reached = self._n_taken
                 if n_stuck > MAX_RESUMES_WITHOUT_PROGRESS:
+                    if maybe_body is not None and isinstance(failure, Unreachable):
+                        # It answers, and breaks off at the same byte each time: not an outage, but a bad body.
+                        raise self._lie(f"breaks off at byte {reached} each time ({failure})") from failure
                     raise
             finally:
-                await body.close()
+                if maybe_body is not None:
+                    await maybe_body.close()
+            maybe_body = None
             await self._work.clock.sleep(resume_delay(n_stuck, self._work.chance()))
-            body = await self._resume()
         self._is_complete = True
         self._changed.set()
 
-    async def _resume(self) -> BlobBody:
-        """Open again at the first byte that is missing; what comes twice (range ignored) is thrown away."""
-        missing_from = self._n_taken
-        body = await self._open(missing_from)
-        to_skip = missing_from - body.offset
-        while to_skip > 0:
-            piece = await body.read()
-            if not piece:
-                raise self._lie(f"was shorter the second time: {missing_from - to_skip} bytes")
-            if len(piece) > to_skip:
-                await self._take(piece[to_skip:])
-            to_skip -= len(piece)
-        return body
-
     async def _read_all(self, body: BlobBody) -> None:
+        """Take what comes; what comes twice, where upstream ignored the range, is thrown away."""
+        to_skip = self._n_taken - body.offset
         while piece := await body.read():
-            await self._take(piece)
+            n_skipped = min(to_skip, len(piece))
+            to_skip -= n_skipped
+            if n_skipped < len(piece):
+                await self._take(piece[n_skipped:])
+        if to_skip:
+            raise self._lie(f"was shorter the second time: {self._n_taken - to_skip} bytes")
         size = self._transfer.size
         if self._transfer.is_size_confirmed and self._n_taken < (size or 0):
             raise self._lie(f"ended after {self._n_taken} of {size} bytes")
@@ -240,11 +243,12 @@ class Pump:
         """Give the slowest reader a little time before its bytes are let go."""
         transfer, ring = self._transfer, self._transfer.ring
         assert ring is not None
+        would_start_at = ring.end + n_bytes - RING_BYTES
+        if would_start_at <= ring.start:
+            return
         try:
-            async with asyncio.timeout(LAGGARD_PATIENCE_S):
-                while transfer.n_readers and ring.end + n_bytes - RING_BYTES > min(
-                    transfer.offsets.values(), default=transfer.in_file
-                ):
+            async with self._owner.deadline(self._work.clock, LAGGARD_PATIENCE_S):
+                while (oldest := transfer.oldest_wanted()) is not None and would_start_at > oldest:
                     await transfer.moved.wait()
         except TimeoutError:
             return
@@ -259,9 +263,9 @@ class Pump:
             transfer.confirm_size(self._verifier.n_bytes)
         if transfer.ring is None:
             await self._owner.uninterrupted(self._commit(), "commit")
-        transfer.goes(State.COMMITTED)
-        if transfer.ring is None:
+        if self._is_kept:
             self._work.capacity.degraded = ""
+        transfer.goes(State.COMMITTED)
 
     async def _commit(self) -> None:
         """A body that is right reaches its readers even when the disk fails at the last step."""
@@ -274,6 +278,7 @@ class Pump:
             self._work.capacity.degraded = str(error)
             self._work.observe(Noticed("error", f"{self._transfer.digest} could not be kept: {error}"))
             return
+        self._is_kept = True
         self._reservation.settle(self._transfer.digest, self._verifier.n_bytes)
 
 

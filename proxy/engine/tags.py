@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache
 
-from proxy.engine.flights import Flights
+from proxy.engine.flights import Flights, landing
 from proxy.engine.links import Links
 from proxy.engine.manifests import Held, Manifests, holding_of
 from proxy.engine.origins import Origin
@@ -66,6 +66,7 @@ class Tags:
         self._manifests = manifests
         self._links = links
         self._clock = clock
+        self._owner = owner
         self._observe = observe
         self._ready: LRUCache[tuple[Holding, Tag], _Entry] = LRUCache(MAX_READY)
         self._asking: Flights[tuple[Holding, Tag], tuple[Held, Outcome]] = Flights(owner, "revalidate tag")
@@ -91,18 +92,17 @@ class Tags:
             return await self._serve(route, origin, entry, "hit")
         if answer is freshness.Answer.REVALIDATE and self._clock.monotonic() < entry.retry_at:
             return await self._serve(route, origin, entry, "stale")
-        flight, _ = self._asking.start((holding, tag), lambda: self._revalidate(route, origin, tag, entry))
+        flight, is_new = self._asking.start((holding, tag), lambda: self._revalidate(route, origin, tag, entry))
         if answer is freshness.Answer.REFUSE:
-            return _asked(await asyncio.shield(flight))
-        return await self._in_time(flight, route, origin, tag, entry)
+            return _asked(await landing(flight), is_new)
+        return await self._in_time(flight, is_new, route, origin, entry)
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
     async def _first(self, route: Route, origin: Origin, tag: Tag) -> Resolved:
         """Never seen: the manifest itself is asked for, one request instead of a HEAD and a GET."""
         flight, is_new = self._asking.start((holding_of(route), tag), lambda: self._ask_first(route, origin, tag))
-        held, outcome = await asyncio.shield(flight)
-        return Resolved(held, outcome if is_new else "coalesced", 0.0)
+        return _asked(await landing(flight), is_new)
 
     async def _ask_first(self, route: Route, origin: Origin, tag: Tag) -> tuple[Held, Outcome]:
         held, outcome = await self._manifests.fetch(route, origin, tag)
@@ -110,13 +110,13 @@ class Tags:
         return held, outcome
 
     async def _in_time(
-        self, flight: asyncio.Task[tuple[Held, Outcome]], route: Route, origin: Origin, tag: Tag, entry: _Entry
+        self, flight: asyncio.Task[tuple[Held, Outcome]], is_new: bool, route: Route, origin: Origin, entry: _Entry
     ) -> Resolved:
         """The revalidated answer if it comes within STALE_AFTER_S, else the stale one while the asking goes on."""
         try:
-            done, _ = await asyncio.wait([flight], timeout=STALE_AFTER_S)
-            if done:
-                return _asked(flight.result())
+            async with self._owner.deadline(self._clock, STALE_AFTER_S):
+                return _asked(await landing(flight), is_new)
+        except TimeoutError:
             entry.trouble = f"{route.host} takes more than {STALE_AFTER_S:g} s to revalidate"
         except (UpstreamError, InvalidManifest) as error:
             entry.trouble = str(error)
@@ -153,7 +153,11 @@ class Tags:
         """What the record says, from the store; evicted content is fetched again by digest."""
         held = await self._manifests.local(entry.record.descriptor)
         if held is None:
-            held, fetched = await self._manifests.fetch(route, origin, entry.record.descriptor.digest)
+            try:
+                held, fetched = await self._manifests.fetch(route, origin, entry.record.descriptor.digest)
+            except NotFound:
+                # Evicted here and deleted there: the tag has moved, and only asking for it again tells where to.
+                return await self._first(route, origin, Tag(entry.record.tag))
             outcome = outcome if outcome == "stale" else fetched
         return Resolved(held, outcome, self._age(entry), entry.trouble if outcome == "stale" else "")
 
@@ -190,6 +194,7 @@ class Tags:
             self._observe(Noticed("warning", f"the record of {holding}:{tag} could not be removed: {error}"))
 
 
-def _asked(answer: tuple[Held, Outcome]) -> Resolved:
+def _asked(answer: tuple[Held, Outcome], is_new: bool) -> Resolved:
+    """One asked; what was a miss for that one was coalesced for the others."""
     held, outcome = answer
-    return Resolved(held, outcome, 0.0)
+    return Resolved(held, "coalesced" if outcome == "miss" and not is_new else outcome, 0.0)

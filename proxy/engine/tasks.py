@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
+
+from proxy.ports import Clock
 
 T = TypeVar("T")
 
@@ -49,7 +52,24 @@ class TaskOwner:
                     await asyncio.wait([task])
                 except asyncio.CancelledError:
                     continue  # still not before the thread is done; the first cancellation is raised below
+            if not task.cancelled():
+                task.exception()  # looked at: nobody else will, and a failure of what was given up is no news
             raise
+
+    @asynccontextmanager
+    async def deadline(self, clock: Clock, seconds: float) -> AsyncIterator[None]:
+        """What `asyncio.timeout` is, by a clock that is an argument: raises TimeoutError after `seconds` inside."""
+        async with asyncio.timeout(None) as scope:
+
+            async def expire() -> None:
+                await clock.sleep(seconds)
+                scope.reschedule(asyncio.get_running_loop().time())
+
+            timer = self.spawn(expire(), "deadline")
+            try:
+                yield
+            finally:
+                timer.cancel()
 
     def _report_failure(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -125,6 +125,8 @@ class Transfer:
         self.ring: Ring | None = None
         self.failure: BreakwaterError | None = None
         self.n_readers = 0
+        #: Deserted and being cancelled: nobody can join, and whoever comes waits for its end.
+        self.is_given_up = False
         self.policy = policy
         self.changed = Doorbell()
         #: Rung when a reader has moved or left: a fill without a file waits for that.
@@ -151,18 +153,21 @@ class Transfer:
     @property
     def is_joinable(self) -> bool:
         """Whether a new reader can have the whole body: not once a transfer without a file has let go of its start."""
-        return self.state not in ENDED and (self.ring is None or self.ring.start <= self.in_file)
+        has_start = self.ring is None or self.ring.start <= self.in_file
+        return has_start and not self.is_given_up and self.state not in ENDED
 
     def join(self) -> Reader:
         """Become a reader."""
         self.n_readers += 1
-        return Reader(self)
+        reader = Reader(self)
+        self.offsets[reader] = 0
+        return reader
 
     async def confirmed_size(self) -> int:
         """Wait for the size of the whole body in bytes. Raises the transfer's failure."""
         while not self.is_size_confirmed:
             if self.failure is not None:
-                raise self.failure
+                raise self.failure.with_traceback(None)
             await self.changed.wait()
         assert self.size is not None
         return self.size
@@ -196,6 +201,15 @@ class Transfer:
         if self.n_readers == 0 and self.state not in ENDED:
             self.on_deserted(self)
         self._close_if_done()
+
+    def oldest_wanted(self) -> int | None:
+        """The smallest offset of a reader whose next bytes are still to be had; None when nobody is there.
+
+        For a transfer without a file: those whose bytes have been let go of are lost, and not to be waited for.
+        """
+        assert self.ring is not None
+        start = self.ring.start
+        return min((at for offset in self.offsets.values() if (at := max(offset, self.in_file)) >= start), default=None)
 
     @property
     def has_ended(self) -> bool:
@@ -245,12 +259,11 @@ class Reader:
     async def beyond(self, offset: int) -> int:
         """See ports.Tail."""
         transfer = self._transfer
-        if transfer.ring is not None:
-            transfer.offsets[self] = offset
-            transfer.moved.ring()
+        transfer.offsets[self] = offset
+        transfer.moved.ring()
         while (reached := transfer.frontier) <= offset:
             if transfer.failure is not None:
-                raise transfer.failure
+                raise transfer.failure.with_traceback(None)  # one for all readers: see flights.landing
             if transfer.state in ENDED:
                 raise Overloaded(f"{transfer.digest}: the transfer ended at {transfer.received} bytes; ask again")
             await transfer.changed.wait()
