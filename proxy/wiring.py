@@ -23,6 +23,7 @@ from proxy import __version__
 from proxy.clock import SystemClock
 from proxy.engine.blobs import Blobs, Limits
 from proxy.engine.capacity import Capacity
+from proxy.engine.charges import Charges
 from proxy.engine.freight import Freight
 from proxy.engine.links import Links
 from proxy.engine.listings import Listings
@@ -43,6 +44,7 @@ from proxy.rules.freshness import TagPolicy
 from proxy.rules.gates.allowlist import Rules
 from proxy.rules.globs import Glob
 from proxy.rules.ledger import Ledger
+from proxy.rules.quota import Allowance
 from proxy.rules.routes import DEFAULT_PROJECT, ProjectRoute, Routes
 from proxy.settings import Credentials as CredentialSettings
 from proxy.settings import Settings, TcpAddress, UnixAddress, effective_default
@@ -121,6 +123,7 @@ class Appliance:
     store: DiskStore
     clients: dict[str, RegistryClient]
     capacity: Capacity
+    charges: Charges
     blobs: Blobs
     pull: Pull
     tally: Tally
@@ -186,10 +189,14 @@ class Appliance:
 
         verification = Verification(owner, clock, condemn=condemn)
         links = Links(store.records, owner)
-        manifests = Manifests(store.blobs, capacity, links, verification, clock=clock, owner=owner, observe=observe)
+        charges = Charges(allowances_of(settings), store.charges, capacity, clock=clock, owner=owner, observe=observe)
+        await charges.load()
+        manifests = Manifests(
+            store.blobs, capacity, charges, links, verification, clock=clock, owner=owner, observe=observe
+        )
         tags = Tags(store.records, manifests, links, clock=clock, owner=owner, observe=observe)
         blobs = Blobs(
-            Work(store.blobs, capacity, clock, random.random, observe),
+            Work(store.blobs, capacity, clock, random.random, observe, charges),
             links,
             verification,
             owner=owner,
@@ -202,7 +209,13 @@ class Appliance:
         )
         listings = Listings(links, manifests, tags, clock=clock, owner=owner, observe=observe)
         pull = Pull(
-            plan_of(settings, clients), tags=tags, manifests=manifests, blobs=blobs, listings=listings, links=links
+            plan_of(settings, clients),
+            tags=tags,
+            manifests=manifests,
+            blobs=blobs,
+            listings=listings,
+            links=links,
+            charges=charges,
         )
         sender = Sender(
             clock,
@@ -223,6 +236,7 @@ class Appliance:
             store=store,
             clients=clients,
             capacity=capacity,
+            charges=charges,
             blobs=blobs,
             pull=pull,
             tally=tally,
@@ -243,6 +257,7 @@ class Appliance:
             await self.aclose()
             raise
         capacity.start()
+        charges.start()
         return self
 
     async def _listen(self) -> None:
@@ -277,6 +292,7 @@ class Appliance:
         if self.admin is not None:
             await self.admin.cleanup()
         await self.owner.aclose()
+        await self.charges.aclose()
         await self.capacity.remember()
         for client in self.clients.values():
             await client.aclose()
@@ -446,6 +462,11 @@ def plan_of(settings: Settings, clients: dict[str, RegistryClient]) -> Plan:
         )
     hosts = frozenset(str(host) for host in settings.upstreams)
     return Plan(Routes(hosts, str(default or ""), projects), rules, Origins(origins))
+
+
+def allowances_of(settings: Settings) -> dict[str, Allowance]:
+    """What each project may hold."""
+    return {str(name): Allowance(project.quota, project.on_full) for name, project in settings.projects.items()}
 
 
 def _clients(
