@@ -135,7 +135,10 @@ class Appliance:
             clock=clock,
             owner=owner,
             observe=observe,
+            notes=store.notes,
+            records=store.records,
         )
+        await capacity.prepare()
 
         pins = Pins(store.notes, capacity.ledger, owner, keeps_all=settings.server.sealed)
         try:
@@ -156,6 +159,7 @@ class Appliance:
         manifests = Manifests(
             store.blobs, capacity, charges, links, verification, clock=clock, owner=owner, observe=observe
         )
+        capacity.on_forgotten = lambda digests: manifests.forget(*digests)
         tags = Tags(store.records, manifests, links, clock=clock, owner=owner, observe=observe)
         blobs = Blobs(
             Work(store.blobs, capacity, clock, random.random, observe, charges),
@@ -281,7 +285,7 @@ class Appliance:
             await self.admin.cleanup()
         await self.owner.aclose()
         await self.charges.aclose()
-        await self.capacity.remember()
+        await self.capacity.aclose()
         await self.fitting.aclose()
         self.sender.close()
         await self.store.aclose()

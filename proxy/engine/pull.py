@@ -103,6 +103,8 @@ class Pull:
         def again() -> float | None:
             if self.plan is not plan or self._n_invalidated != n_invalidated or (age := aged()) is None:
                 return None
+            if not self._manifests.is_at_hand(digest):
+                return None  # it was evicted, or has not been asked for in a long time
             self._charges.use(route.project, digest)
             self._manifests.touch(digest)
             return age

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from proxy.engine.capacity import Capacity, Reservation
+from proxy.engine.capacity import Capacity, Reservation, TooLarge
 from proxy.engine.charges import Charges, Tab
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.transfers import RING_BYTES, Ring, Transfer
@@ -185,7 +185,7 @@ class Pump:
         size = transfer.size if transfer.is_size_confirmed else None
         try:
             await self._tab.secure(size)
-            self._reservation = await self._work.capacity.reserve(size)
+            self._reservation = await self._work.capacity.reserve(size, transfer.digest)
             self._ingest = await self._work.blobs.ingest(transfer.digest, self._verifier)
             transfer.file = self._ingest
             transfer.changed.ring()
@@ -217,6 +217,7 @@ class Pump:
             try:
                 await self._reservation.cover(self._verifier.n_bytes + len(piece))
                 await self._owner.uninterrupted(self._ingest.write(piece), "write a piece")
+                self._reservation.wrote(self._ingest.n_bytes)
                 transfer.in_file = self._ingest.n_bytes
                 transfer.received = self._ingest.n_bytes
             except StoreError as error:
@@ -238,6 +239,9 @@ class Pump:
         self._tab.give_up()
         if isinstance(error, OverQuota):
             return  # one project's business, and said when its quota was spent
+        if isinstance(error, TooLarge):
+            self._work.observe(Noticed("warning", f"{transfer.digest} is passed through and not kept: {error}"))
+            return  # the store is well
         capacity = self._work.capacity
         capacity.degraded = str(error)
         self._work.observe(Noticed("warning", f"{transfer.digest} is passed through and not kept: {error}"))
