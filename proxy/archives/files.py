@@ -120,13 +120,11 @@ def _unpacked(packed: IO[bytes], magic: bytes) -> IO[bytes]:
     if magic.startswith(_GZIP):
         return gzip.GzipFile(fileobj=packed)  # type: ignore[return-value]  # it reads like one
     if magic.startswith(_ZSTD):
-        return (
-            _zstandard()
-            .ZstdDecompressor(max_window_size=MAX_WINDOW)
-            .stream_reader(  # type: ignore[no-any-return]
-                packed, read_size=PIECE_BYTES, read_across_frames=True, closefd=False
-            )
+        unpacker = _zstandard().ZstdDecompressor(max_window_size=MAX_WINDOW)
+        stream: IO[bytes] = unpacker.stream_reader(
+            packed, read_size=PIECE_BYTES, read_across_frames=True, closefd=False
         )
+        return stream
     return packed
 
 

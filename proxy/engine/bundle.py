@@ -21,7 +21,6 @@ from proxy.engine.pull import Pull
 from proxy.engine.shelf import Arrived, Shelf
 from proxy.engine.tags import Tags
 from proxy.engine.tasks import TaskOwner
-from proxy.engine.verification import Verification
 from proxy.engine.walk import Closure, Scope, closure_of
 from proxy.errors import BadArchive, BreakwaterError, OutOfSpace, Overloaded, StoreError
 from proxy.oci import layout
@@ -51,7 +50,6 @@ class Parts:
     links: Links
     manifests: Manifests
     tags: Tags
-    verification: Verification
     capacity: Capacity
     charges: Charges
     pins: Pins
