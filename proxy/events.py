@@ -48,6 +48,14 @@ class UpstreamAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamUnreached:
+    """A request could not even be sent: no name, no connection, no TLS. Upstream counts nothing, and neither do we."""
+
+    upstream: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamBytes:
     """Body bytes arrived from an upstream."""
 
@@ -94,4 +102,4 @@ class Noticed:
     sentence: str
 
 
-Event = Answered | UpstreamAsked | UpstreamBytes | TransferEnded | TagMoved | Evicted | Noticed
+Event = Answered | UpstreamAsked | UpstreamUnreached | UpstreamBytes | TransferEnded | TagMoved | Evicted | Noticed

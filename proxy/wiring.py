@@ -9,7 +9,7 @@ import socket
 import ssl
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +36,7 @@ from proxy.engine.tags import Tags
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.verification import Verification
 from proxy.errors import InvalidSettings, StoreError
-from proxy.events import Event, Noticed, UpstreamAsked
+from proxy.events import Event, Noticed, UpstreamAsked, UpstreamUnreached
 from proxy.fitting import Fitting
 from proxy.oci.digest import Digest
 from proxy.ports import Upstream
@@ -261,6 +261,7 @@ class Appliance:
         self.pull.plan = plan
         self.charges.allow(allowances_of(settings))
         self.fitting.use(fitted)
+        self.health.forget_others({str(host) for host in settings.upstreams})
         if self.tls is not None and settings.server.tls is not None:
             self.tls.load_cert_chain(settings.server.tls.cert, settings.server.tls.key)
         return held
@@ -384,6 +385,11 @@ class UpstreamHealth:
 
     def observe(self, event: Event) -> None:
         """Take note of an upstream's answer."""
+        if isinstance(event, UpstreamUnreached):
+            self._failures[event.upstream] += 1
+            self._down.add(event.upstream)
+            self._last_error[event.upstream] = (event.why, self._monotonic())
+            return
         if not isinstance(event, UpstreamAsked):
             return
         host = event.upstream
@@ -395,6 +401,10 @@ class UpstreamHealth:
             self._last_error[host] = (f"{event.method} {event.kind} {said}", self._monotonic())
         else:
             self._down.discard(host)
+
+    def forget_others(self, hosts: Collection[str]) -> None:
+        """Only these are upstreams from now on."""
+        self._down &= set(hosts)
 
     def is_up(self, host: str) -> bool:
         """Whether its last answer was one; true before the first."""
