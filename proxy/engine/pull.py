@@ -5,7 +5,7 @@ Every way to bytes passes the same gate (INV-8): tag, digest, blob, range, HEAD,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from proxy.engine.blobs import Blobs, Opened
@@ -59,6 +59,7 @@ class Pull:
         charges: Charges,
     ) -> None:
         self.plan = plan
+        self._n_invalidated = 0
         self._tags = tags
         self._manifests = manifests
         self._blobs = blobs
@@ -82,6 +83,35 @@ class Pull:
         self._check_closure(route, rules, pulled.held)
         self._pay(route, pulled.held)
         return pulled
+
+    def vouch(self, asked: ManifestGet, pulled: Pulled) -> Callable[[], float | None] | None:
+        """Says, each time it is asked, whether `pulled` would be answered again: its age in seconds, or None for no.
+
+        For answers kept ready: it counts the use like any other, and says no once the plan has changed, something was
+        taken back (`invalidate`), or the tag's time is up. None when the answer cannot be vouched for at all.
+        """
+        if pulled.outcome != "hit" or pulled.trouble:
+            return None
+        plan, n_invalidated = self.plan, self._n_invalidated
+        route, digest = pulled.route, pulled.held.descriptor.digest
+        aged: Callable[[], float | None] | None = lambda: 0.0  # noqa: E731
+        if isinstance(asked.target, Tag):
+            aged = self._tags.vouch(route, plan.origins.of(route), asked.target)
+        if aged is None:
+            return None
+
+        def again() -> float | None:
+            if self.plan is not plan or self._n_invalidated != n_invalidated or (age := aged()) is None:
+                return None
+            self._charges.use(route.project, digest)
+            self._manifests.touch(digest)
+            return age
+
+        return again
+
+    def invalidate(self) -> None:
+        """Something was taken back (a purge, a block): whatever was kept ready is judged anew."""
+        self._n_invalidated += 1
 
     async def blob(self, asked: BlobGet) -> tuple[Route, Opened]:
         """A blob, ready to be read; the size is known, the bytes may still be coming."""

@@ -25,12 +25,16 @@ from proxy.oci.endpoints import BlobGet, ManifestGet, ReferrersList, TagsList, V
 from proxy.oci.ranges import Range
 from proxy.ports import Clock, LocalFile, TagPage
 from proxy.web import errors as error_table
+from proxy.web.ready import READY, Ready
 from proxy.web.serve import Part, Sender
 
 T = TypeVar("T")
 
 #: A request id that a client brings is taken over only if it cannot harm a log or a header.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+#: Headers that make an answer one caller's or one request's: it is not kept for others.
+_SPEAKS_FOR_ONE = ("Authorization", "X-Request-Id", "If-None-Match")
 
 _COMMON = {
     "Server": "Breakwater",
@@ -126,7 +130,13 @@ class Registry:
             said.error = pulled.trouble
         if ranges.etag_matches(request.headers.get("If-None-Match"), etag):
             return web.Response(status=304, headers=headers)
-        return self._document(request, headers, held.body, said)
+        response = self._document(request, headers, held.body, said)
+        if not any(name in request.headers for name in _SPEAKS_FOR_ONE):
+            again = self._pull.vouch(asked, pulled)
+            if again is not None:
+                body = held.body if request.method == "GET" else b""
+                request[READY] = Ready(said, body, again, has_age=pulled.age_s is not None)
+        return response
 
     async def _blob(self, request: web.BaseRequest, asked: BlobGet, said: Answered) -> web.StreamResponse:
         etag = f'"{asked.digest}"'
@@ -248,6 +258,10 @@ class Registry:
         brought = request.headers.get("X-Request-Id")
         if brought is not None and _REQUEST_ID.fullmatch(brought):
             return brought
+        return self.new_request_id()
+
+    def new_request_id(self) -> str:
+        """An id that no other request of this process has, and hardly one of any other."""
         return f"{self._id_prefix}-{next(self._ids):x}"
 
 
