@@ -32,6 +32,8 @@ class Answered:
     repository: str = ""
     project: str = ""
     rule: str = ""
+    #: The robot that asked, "" for anybody.
+    caller: str = ""
     #: How the body ended: "whole", "gone" (the client left), "slow" (cut), "short" (the transfer failed).
     ending: str = "whole"
     error: str = ""
