@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 import socket
 import ssl
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,21 +35,24 @@ from proxy.engine.pins import Pins
 from proxy.engine.prefetch import Prefetch
 from proxy.engine.pull import Plan, Pull
 from proxy.engine.pump import Work
+from proxy.engine.robots import Robots
 from proxy.engine.seal import Seal
 from proxy.engine.tags import Tags
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.verification import Verification
 from proxy.errors import InvalidSettings, StoreError
-from proxy.events import Event, Noticed, UpstreamAsked
+from proxy.events import Event, Noticed, UpstreamAsked, UpstreamUnreached
 from proxy.fitting import Fitting
 from proxy.oci.digest import Digest
 from proxy.ports import Upstream
 from proxy.rules.freshness import TagPolicy
+from proxy.rules.gates.access import EVERYBODY, Access, Robot
 from proxy.rules.gates.allowlist import Rules
 from proxy.rules.globs import Glob
 from proxy.rules.ledger import Ledger
 from proxy.rules.quota import Allowance
 from proxy.rules.routes import DEFAULT_PROJECT, ProjectRoute, Routes
+from proxy.rules.secret_hash import SecretHash
 from proxy.service.sockets import NOTHING_HANDED, Handed, not_covered
 from proxy.settings import Settings, TcpAddress, UnixAddress, effective_default
 from proxy.settings.changes import taken_up
@@ -59,6 +63,7 @@ from proxy.telemetry.tally import Tally
 from proxy.upstream.client import RegistryClient
 from proxy.web import freight as freight_routes
 from proxy.web.admin import Admin
+from proxy.web.callers import Callers
 from proxy.web.registry import Registry
 from proxy.web.serve import Pace as ReaderPace
 from proxy.web.serve import Sender
@@ -191,8 +196,15 @@ class Appliance:
             clock,
             pace=ReaderPace(int(settings.transfers.reader_min_rate), settings.transfers.reader_min_rate_window),
         )
+        callers = Callers(
+            Robots(key=secrets.token_bytes(32), clock=clock, owner=owner),
+            lambda: pull.plan.robots,
+            clock=clock,
+            is_tls=settings.server.tls is not None,
+            public_url=settings.server.public_url or "",
+        )
         registry = Registry(
-            pull, sender, clock=clock, observe=observe, header_deadline_s=settings.transfers.header_deadline
+            pull, sender, callers, clock=clock, observe=observe, header_deadline_s=settings.transfers.header_deadline
         )
         data = DataServer(
             registry,
@@ -291,6 +303,7 @@ class Appliance:
         self.pull.plan = plan
         self.charges.allow(allowances_of(settings))
         self.fitting.use(fitted)
+        self.health.forget_others({str(host) for host in settings.upstreams})
         if self.tls is not None and settings.server.tls is not None:
             self.tls.load_cert_chain(settings.server.tls.cert, settings.server.tls.key)
         return held
@@ -416,6 +429,11 @@ class UpstreamHealth:
 
     def observe(self, event: Event) -> None:
         """Take note of an upstream's answer."""
+        if isinstance(event, UpstreamUnreached):
+            self._failures[event.upstream] += 1
+            self._down.add(event.upstream)
+            self._last_error[event.upstream] = (event.why, self._monotonic())
+            return
         if not isinstance(event, UpstreamAsked):
             return
         host = event.upstream
@@ -427,6 +445,10 @@ class UpstreamHealth:
             self._last_error[host] = (f"{event.method} {event.kind} {said}", self._monotonic())
         else:
             self._down.discard(host)
+
+    def forget_others(self, hosts: Collection[str]) -> None:
+        """Only these are upstreams from now on."""
+        self._down &= set(hosts)
 
     def is_up(self, host: str) -> bool:
         """Whether its last answer was one; true before the first."""
@@ -482,7 +504,23 @@ def plan_of(settings: Settings, clients: Mapping[str, RegistryClient]) -> Plan:
             str(host), port, TagPolicy(upstream.tag_ttl, upstream.stale_if_error, sealed), upstream.negative_ttl
         )
     hosts = frozenset(str(host) for host in settings.upstreams)
-    return Plan(Routes(hosts, str(default or ""), projects), rules, Origins(origins))
+    robots = robots_of(settings)
+    named = {str(name): tuple(project.access) for name, project in settings.projects.items()}
+    named.setdefault(DEFAULT_PROJECT, (EVERYBODY,))
+    access = {name: Access.of(name, readers, robots) for name, readers in named.items()}
+    return Plan(Routes(hosts, str(default or ""), projects), rules, Origins(origins), access, robots)
+
+
+def robots_of(settings: Settings) -> dict[str, Robot]:
+    """The accounts. Raises InvalidSettings for a hash that cannot be used."""
+    robots = {}
+    for name, robot in settings.robots.items():
+        try:
+            hashes = tuple(SecretHash.parse(one.get_secret_value()) for one in robot.secret_hash)
+        except ValueError as error:
+            raise InvalidSettings([f"robots.{name}.secret_hash: {error}"]) from error
+        robots[name] = Robot(name, hashes, frozenset(robot.projects), robot.expires)
+    return robots
 
 
 def allowances_of(settings: Settings) -> dict[str, Allowance]:

@@ -6,7 +6,7 @@ Every way to bytes passes the same gate (INV-8): tag, digest, blob, range, HEAD,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from proxy.engine.blobs import Blobs, Opened
 from proxy.engine.charges import Charges
@@ -20,6 +20,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.endpoints import BlobGet, ManifestGet, ReferrersList, TagsList
 from proxy.oci.names import Tag
 from proxy.ports import TagPage
+from proxy.rules.gates.access import ANONYMOUS, Access, Caller, Robot
 from proxy.rules.gates.allowlist import Rules
 from proxy.rules.routes import Route, Routes
 
@@ -31,6 +32,9 @@ class Plan:
     routes: Routes
     rules: Mapping[str, Rules]
     origins: Origins
+    #: Readers by project; one that is not here has none but operators. Empty where there are no robots.
+    access: Mapping[str, Access] = field(default_factory=dict)
+    robots: Mapping[str, Robot] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +71,10 @@ class Pull:
         self._links = links
         self._charges = charges
 
-    async def manifest(self, asked: ManifestGet) -> Pulled:
+    async def manifest(self, asked: ManifestGet, caller: Caller = ANONYMOUS) -> Pulled:
         """The manifest that a tag or digest means. Its config and layers pass the gate with it: a client that has been
         given a manifest may have nowhere else to go for the rest (peers.md §5.3)."""
-        route, origin, rules = self._route(asked)
+        route, origin, rules = self._route(asked, caller)
         if isinstance(asked.target, Tag):
             rules.check_tag(route.reference, asked.target)
             resolved = await self._tags.resolve(route, origin, asked.target)
@@ -113,37 +117,43 @@ class Pull:
         """Something was taken back (a purge, a block): whatever was kept ready is judged anew."""
         self._n_invalidated += 1
 
-    async def blob(self, asked: BlobGet) -> tuple[Route, Opened]:
+    async def blob(self, asked: BlobGet, caller: Caller = ANONYMOUS) -> tuple[Route, Opened]:
         """A blob, ready to be read; the size is known, the bytes may still be coming."""
-        route, origin, rules = self._route(asked)
+        route, origin, rules = self._route(asked, caller)
         await self._check_digest(route, rules, asked.digest)
         return route, await self._blobs.open(route, origin, asked.digest)
 
-    async def blob_size(self, asked: BlobGet) -> tuple[Route, int, Outcome]:
+    async def blob_size(self, asked: BlobGet, caller: Caller = ANONYMOUS) -> tuple[Route, int, Outcome]:
         """A blob's size in bytes, for HEAD."""
-        route, origin, rules = self._route(asked)
+        route, origin, rules = self._route(asked, caller)
         await self._check_digest(route, rules, asked.digest)
         size, outcome = await self._blobs.size(route, origin, asked.digest)
         return route, size, outcome
 
-    async def tags(self, asked: TagsList) -> tuple[Route, TagPage, Outcome]:
+    async def tags(self, asked: TagsList, caller: Caller = ANONYMOUS) -> tuple[Route, TagPage, Outcome]:
         """One page of the tags that this caller may pull."""
-        route, origin, rules = self._route(asked)
+        route, origin, rules = self._route(asked, caller)
         rules.check_repository(route.reference)
         page, outcome = await self._listings.tags(
             route, origin, n=asked.n, last=asked.last, visible=lambda tag: rules.lists_tag(route.reference, tag)
         )
         return route, page, outcome
 
-    async def referrers(self, asked: ReferrersList) -> tuple[Route, Referrers]:
+    async def referrers(self, asked: ReferrersList, caller: Caller = ANONYMOUS) -> tuple[Route, Referrers]:
         """What refers to a digest."""
-        route, origin, rules = self._route(asked)
+        route, origin, rules = self._route(asked, caller)
         await self._check_digest(route, rules, asked.digest)
         return route, await self._listings.referrers(route, origin, asked.digest)
 
-    def _route(self, asked: ManifestGet | BlobGet | TagsList | ReferrersList) -> tuple[Route, Origin, Rules]:
-        route = self.plan.routes.route(asked.path, asked.ns)
-        return route, self.plan.origins.of(route), self.plan.rules[route.project]
+    def _route(
+        self, asked: ManifestGet | BlobGet | TagsList | ReferrersList, caller: Caller
+    ) -> tuple[Route, Origin, Rules]:
+        """Where it leads, once the caller may read there: before anything is looked up (INV-8)."""
+        plan = self.plan
+        route = plan.routes.route(asked.path, asked.ns)
+        if plan.robots:
+            plan.access.get(route.project, Access(route.project, is_public=False)).check(caller)
+        return route, plan.origins.of(route), plan.rules[route.project]
 
     async def _check_digest(self, route: Route, rules: Rules, digest: Digest) -> None:
         if rules.is_open:

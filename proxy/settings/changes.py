@@ -30,6 +30,7 @@ AT_START = frozenset(
         "server.admin_listen",
         "server.tls",  # whether there is TLS at all, on sockets that are open
         "server.tls.client_ca",
+        "server.public_url",
         "server.max_connections",
         "store.path",
         "store.capacity",

@@ -60,7 +60,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "engine": {"cachetools"},
     "store": {"aiofiles", "diskcache"},
     "upstream": {"aiohttp", "cachetools", "multidict", "yarl"},
-    "web": {"aiohttp", "multidict", "yarl"},
+    "web": {"aiohttp", "cachetools", "jwt", "multidict", "yarl"},
     "telemetry": {"prometheus_client"},
     # The composition root starts the servers and the loop that the others only describe.
     "wiring": {"aiohttp", "prometheus_client", "uvloop"},
