@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cachetools import LRUCache
@@ -184,6 +184,13 @@ class Tags:
             await self._records.put_tag(holding, record)
         except StoreError as error:
             self._observe(Noticed("warning", f"the record of {holding}:{tag} could not be kept: {error}"))
+
+    async def forget(self, holding: Holding, tags: Iterable[Tag]) -> None:
+        """These were purged. Raises Unavailable when a record cannot be removed."""
+        tags = tuple(tags)
+        for tag in tags:
+            self._ready.pop((holding, tag), None)
+        await self._records.remove(holding, tags=tags)
 
     async def _forget(self, holding: Holding, tag: Tag) -> None:
         """Upstream says that the tag is gone. Its digest stays readable: only the name is forgotten."""
