@@ -150,6 +150,10 @@ class OutOfSpace(StoreError):
     """No room within capacity, or the file system said ENOSPC or EDQUOT."""
 
 
+class OverQuota(OutOfSpace):
+    """There is room in the store, but no project that asks may use more of it. The store itself is well."""
+
+
 class Unavailable(StoreError):
     """The file system failed: EIO, read-only, permission. Hits may still work."""
 

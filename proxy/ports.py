@@ -221,6 +221,19 @@ class Records(Protocol):
         ...
 
 
+class ChargeJournal(Protocol):
+    """What each project pays for, as an append-only list of changes. A damaged line costs that line alone."""
+
+    async def load(self) -> Mapping[str, Sequence[tuple[Digest, int]]]:
+        """Project -> the digests it pays for, with sizes in bytes: the last change of each. Raises Unavailable."""
+        ...
+
+    async def append(self, project: str, changes: Sequence[tuple[Digest, int | None]]) -> None:
+        """Durable when it returns; None means that it no longer pays. Raises OutOfSpace or Unavailable."""
+        ...
+
+    async def rewrite(self, project: str, charges: Sequence[tuple[Digest, int]]) -> None:
+        """Replace all that was said of the project; the old list stands until the new one is durable. Raises alike."""
 class Notes(Protocol):
     """A few named documents of the store, each written whole: pins, what a seal was made of."""
 

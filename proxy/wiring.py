@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import signal
 import socket
 import ssl
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ from proxy import __version__
 from proxy.clock import SystemClock
 from proxy.engine.blobs import Blobs, Limits
 from proxy.engine.capacity import Capacity
+from proxy.engine.charges import Charges
 from proxy.engine.freight import Freight
 from proxy.engine.links import Links
 from proxy.engine.listings import Listings
@@ -37,79 +37,35 @@ from proxy.engine.tasks import TaskOwner
 from proxy.engine.verification import Verification
 from proxy.errors import InvalidSettings, StoreError
 from proxy.events import Event, Noticed, UpstreamAsked
+from proxy.fitting import Fitting
 from proxy.oci.digest import Digest
 from proxy.ports import Upstream
 from proxy.rules.freshness import TagPolicy
 from proxy.rules.gates.allowlist import Rules
 from proxy.rules.globs import Glob
 from proxy.rules.ledger import Ledger
+from proxy.rules.quota import Allowance
 from proxy.rules.routes import DEFAULT_PROJECT, ProjectRoute, Routes
-from proxy.settings import Credentials as CredentialSettings
+from proxy.service.sockets import NOTHING_HANDED, Handed, not_covered
 from proxy.settings import Settings, TcpAddress, UnixAddress, effective_default
-from proxy.settings import Upstream as UpstreamSettings
+from proxy.settings.changes import taken_up
 from proxy.store.disk import DiskStore
 from proxy.store.lock import PATIENCE_S
-from proxy.telemetry.log import EventLog, LineWriter, LoggingBridge
+from proxy.telemetry.log import EventLog, LineWriter
 from proxy.telemetry.tally import Tally
 from proxy.upstream.client import RegistryClient
-from proxy.upstream.credentials import Credentials
-from proxy.upstream.credentials.static import StaticCredentials
-from proxy.upstream.policy import Deadlines, Pace, UpstreamPolicy
 from proxy.web import freight as freight_routes
 from proxy.web.admin import Admin
 from proxy.web.registry import Registry
 from proxy.web.serve import Pace as ReaderPace
 from proxy.web.serve import Sender
-from proxy.web.server import DataServer
+from proxy.web.server import DataServer, name_of
 from proxy.web.server import Limits as ServerLimits
 
 T = TypeVar("T")
 
 #: How long a command waits for somebody else's lock on the store, in seconds: a server has it for good.
 COMMAND_PATIENCE_S = 2.0
-
-
-def main(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit code: 0 after a clean stop, 1 when it could not start."""
-    writer = LineWriter(sys.stderr)
-    as_json = settings.log.format == "json" or (settings.log.format == "auto" and not sys.stderr.isatty())
-    log = EventLog(
-        writer, SystemClock().wall, as_json=as_json, level=settings.log.level, requests=settings.server.request_log
-    )
-    logging.basicConfig(handlers=[LoggingBridge(log)], force=True)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings, log))
-        return 0
-    except (StoreError, InvalidSettings) as error:
-        log.say("error", f"cannot start: {error}")
-        return 1
-    except OSError as error:
-        log.say("error", f"cannot start: {error.strerror or error}")
-        return 1
-    finally:
-        writer.close()
-
-
-async def serve(settings: Settings, log: EventLog) -> None:
-    """Everything up, until told to stop; then everything down in the opposite order."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    appliance = await Appliance.start(settings, log)
-    try:
-        log.say("info", appliance.greeting())
-        await stop.wait()
-        log.say("info", f"stopping: running answers have {settings.server.shutdown_grace:g} s")
-        hurry = loop.create_future()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-            loop.add_signal_handler(number, _resolve, hurry)
-        await appliance.drain(settings.server.shutdown_grace, hurry)
-    finally:
-        await appliance.aclose()
-    log.say("info", "stopped")
 
 
 @dataclass(slots=True)
@@ -119,8 +75,10 @@ class Appliance:
     settings: Settings
     owner: TaskOwner
     store: DiskStore
-    clients: dict[str, RegistryClient]
+    fitting: Fitting
+    tls: ssl.SSLContext | None
     capacity: Capacity
+    charges: Charges
     blobs: Blobs
     pull: Pull
     tally: Tally
@@ -134,10 +92,14 @@ class Appliance:
     freight: Freight
     started_at: float
     is_stopping: bool = False
+    #: Why the last reload changed nothing; "" when it was taken up, or there was none.
+    reload_problem: str = ""
 
     @classmethod
-    async def start(cls, settings: Settings, log: EventLog, *, listens: bool = True) -> Appliance:
-        """Open the store, then listen, unless a command only needs the parts.
+    async def start(
+        cls, settings: Settings, log: EventLog, handed: Handed = NOTHING_HANDED, *, listens: bool = True
+    ) -> Appliance:
+        """Open the store, then listen, on sockets that were `handed` over first; unless a command only needs the parts.
 
         Raises Unavailable, InvalidSettings or OSError when that is not possible.
         """
@@ -157,7 +119,10 @@ class Appliance:
             report=lambda sentence: log.say("warning", sentence),
             patience_s=PATIENCE_S if listens else COMMAND_PATIENCE_S,
         )
-        clients = {} if settings.server.sealed else _clients(settings, clock, owner, observe)
+        fitting = Fitting(clock, owner, observe)
+        fitted = await asyncio.to_thread(fitting.fit, settings)
+        fitting.use(fitted)
+        tls = await asyncio.to_thread(server_tls, settings)
         space = await store.blobs.space()
         min_free = settings.store.min_free
         inode_share = settings.store.min_free_inode_share
@@ -186,10 +151,14 @@ class Appliance:
 
         verification = Verification(owner, clock, condemn=condemn)
         links = Links(store.records, owner)
-        manifests = Manifests(store.blobs, capacity, links, verification, clock=clock, owner=owner, observe=observe)
+        charges = Charges(allowances_of(settings), store.charges, capacity, clock=clock, owner=owner, observe=observe)
+        await charges.load()
+        manifests = Manifests(
+            store.blobs, capacity, charges, links, verification, clock=clock, owner=owner, observe=observe
+        )
         tags = Tags(store.records, manifests, links, clock=clock, owner=owner, observe=observe)
         blobs = Blobs(
-            Work(store.blobs, capacity, clock, random.random, observe),
+            Work(store.blobs, capacity, clock, random.random, observe, charges),
             links,
             verification,
             owner=owner,
@@ -202,7 +171,13 @@ class Appliance:
         )
         listings = Listings(links, manifests, tags, clock=clock, owner=owner, observe=observe)
         pull = Pull(
-            plan_of(settings, clients), tags=tags, manifests=manifests, blobs=blobs, listings=listings, links=links
+            plan_of(settings, fitting.clients),
+            tags=tags,
+            manifests=manifests,
+            blobs=blobs,
+            listings=listings,
+            links=links,
+            charges=charges,
         )
         sender = Sender(
             clock,
@@ -215,14 +190,16 @@ class Appliance:
             registry,
             log=logging.getLogger("http"),
             limits=ServerLimits(n_connections=settings.server.max_connections),
-            tls=_server_tls(settings),
+            tls=tls,
         )
         self = cls(
             settings=settings,
             owner=owner,
             store=store,
-            clients=clients,
+            fitting=fitting,
+            tls=tls,
             capacity=capacity,
+            charges=charges,
             blobs=blobs,
             pull=pull,
             tally=tally,
@@ -238,14 +215,15 @@ class Appliance:
         )
         try:
             if listens:
-                await self._listen()
+                await self._listen(handed)
         except BaseException:
             await self.aclose()
             raise
         capacity.start()
+        charges.start()
         return self
 
-    async def _listen(self) -> None:
+    async def _listen(self, handed: Handed) -> None:
         admin = Admin(
             status=self.status,
             metrics=self.metrics,
@@ -255,12 +233,37 @@ class Appliance:
         self.admin = web.AppRunner(admin.app(), access_log=None, shutdown_timeout=1.0)
         await self.admin.setup()
         address = self.settings.server.admin_listen
-        if isinstance(address, UnixAddress):
+        if handed.admin:
+            for listening in handed.admin:
+                await web.SockSite(self.admin, listening).start()
+            self.admin_addresses = tuple(name_of(listening) for listening in handed.admin)
+        elif isinstance(address, UnixAddress):
             await web.UnixSite(self.admin, address.path).start()
             self.admin_addresses = (str(address),)
         else:
             self.admin_addresses = await _tcp_sites(self.admin, address)
-        await self.data.start([str(listening) for listening in self.settings.server.listen])
+        listen = [str(listening) for listening in self.settings.server.listen]
+        await self.data.start(not_covered(listen, handed.data), handed.data)
+
+    async def reload(self, wanted: Settings) -> tuple[str, ...]:
+        """Take up new settings, and the files they name, all at once and for requests that come from now on.
+
+        Returns the keys that wait for the next start. Raises InvalidSettings when something of it cannot be used, and
+        has changed nothing then.
+        """
+        settings, held = taken_up(self.settings, wanted)
+        fitted = await asyncio.to_thread(self.fitting.fit, settings)
+        # A context that took half of a pair would refuse every handshake: try on one that nobody uses.
+        await asyncio.to_thread(server_tls, settings)
+        plan = plan_of(settings, {host: each.client for host, each in fitted.items()})
+        # Nothing below fails or waits, so that no request sees half of it.
+        self.settings = settings
+        self.pull.plan = plan
+        self.charges.allow(allowances_of(settings))
+        self.fitting.use(fitted)
+        if self.tls is not None and settings.server.tls is not None:
+            self.tls.load_cert_chain(settings.server.tls.cert, settings.server.tls.key)
+        return held
 
     async def drain(self, grace_s: float, hurry: asyncio.Future[None]) -> None:
         """Fail readiness, stop accepting, let running answers end within `grace_s` seconds; `hurry` cuts that short."""
@@ -277,9 +280,9 @@ class Appliance:
         if self.admin is not None:
             await self.admin.cleanup()
         await self.owner.aclose()
+        await self.charges.aclose()
         await self.capacity.remember()
-        for client in self.clients.values():
-            await client.aclose()
+        await self.fitting.aclose()
         self.sender.close()
         await self.store.aclose()
 
@@ -362,6 +365,8 @@ class Appliance:
             (str(host),): float(self.health.is_up(str(host))) for host in self.settings.upstreams
         }
         tally.gauge("breakwater_upstream_up", "1 while the last answer was one, else 0.", up, "upstream")
+        is_taken_up = 0.0 if self.reload_problem else 1.0
+        tally.gauge("breakwater_reload_successful", "1 unless the last reload found a mistake.", is_taken_up)
         registry = CollectorRegistry()
         registry.register(tally)
         return generate_latest(registry)
@@ -413,7 +418,7 @@ class UpstreamHealth:
 # -- settings become values --------------------------------------------------------------------------------------------
 
 
-def plan_of(settings: Settings, clients: dict[str, RegistryClient]) -> Plan:
+def plan_of(settings: Settings, clients: Mapping[str, RegistryClient]) -> Plan:
     """Routing, rules and upstreams as one immutable value."""
     default = effective_default(settings)
     projects = tuple(
@@ -448,71 +453,13 @@ def plan_of(settings: Settings, clients: dict[str, RegistryClient]) -> Plan:
     return Plan(Routes(hosts, str(default or ""), projects), rules, Origins(origins))
 
 
-def _clients(
-    settings: Settings, clock: SystemClock, owner: TaskOwner, observe: Callable[[Event], None]
-) -> dict[str, RegistryClient]:
-    clients = {}
-    for host, upstream in settings.upstreams.items():
-        if upstream.sealed:
-            continue
-        clients[str(host)] = RegistryClient(
-            _policy(str(host), upstream, settings),
-            clock=clock,
-            spawn=owner.spawn,
-            observer=observe,
-        )
-    return clients
+def allowances_of(settings: Settings) -> dict[str, Allowance]:
+    """What each project may hold."""
+    return {str(name): Allowance(project.quota, project.on_full) for name, project in settings.projects.items()}
 
 
-def _policy(host: str, upstream: UpstreamSettings, settings: Settings) -> UpstreamPolicy:
-    if len(upstream.url) > 1:
-        raise InvalidSettings([f'[upstreams."{host}"] url: several addresses are not in this version yet; give one'])
-    endpoint = upstream.url[0]
-    transfers = settings.transfers
-    return UpstreamPolicy(
-        host=host,
-        url=str(endpoint.url),
-        credentials=_credentials(host, endpoint.credentials or upstream.credentials),
-        token_realms=frozenset(str(realm) for realm in upstream.token_realms),
-        allow_private=upstream.allow_private,
-        tls=_client_tls(host, upstream),
-        deadlines=Deadlines(sock_connect_s=upstream.connect_timeout, answer_s=transfers.queue_deadline),
-        pace=Pace(transfers.min_rate, transfers.min_rate_window),
-    )
-
-
-def _credentials(host: str, given: CredentialSettings | None) -> Credentials | None:
-    if given is None or given.username is None:
-        return None
-    if given.password is not None:
-        return StaticCredentials(given.username, given.password.get_secret_value())
-    assert given.password_file is not None
-    return StaticCredentials(given.username, _read(host, Path(given.password_file)).strip())
-
-
-def _read(host: str, path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InvalidSettings([f'[upstreams."{host}"] cannot read {path}: {reason}']) from error
-
-
-def _client_tls(host: str, upstream: UpstreamSettings) -> ssl.SSLContext | None:
-    context = ssl.create_default_context()
-    if upstream.min_tls == "1.3":
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-    try:
-        if upstream.ca is not None:
-            context.load_verify_locations(cafile=upstream.ca)
-        if upstream.client_cert is not None:
-            context.load_cert_chain(upstream.client_cert, upstream.client_key)
-    except (OSError, ssl.SSLError) as error:
-        raise InvalidSettings([f'[upstreams."{host}"] ca or client_cert: {error}']) from error
-    return context
-
-
-def _server_tls(settings: Settings) -> ssl.SSLContext | None:
+def server_tls(settings: Settings) -> ssl.SSLContext | None:
+    """The certificate to serve with, if any. Reads files. Raises InvalidSettings when it cannot be used."""
     tls = settings.server.tls
     if tls is None:
         return None
@@ -522,11 +469,6 @@ def _server_tls(settings: Settings) -> ssl.SSLContext | None:
     except (OSError, ssl.SSLError) as error:
         raise InvalidSettings([f"[server] tls: cannot use {tls.cert} with {tls.key}: {error}"]) from error
     return context
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 async def _tcp_sites(runner: web.AppRunner, address: TcpAddress) -> tuple[str, ...]:

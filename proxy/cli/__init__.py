@@ -134,11 +134,12 @@ def serve(
         ("--log-level", ("log", "level"), log_level),
         *(("--upstream", ("upstreams", name, "url"), urls) for name, urls in upstream.items()),
     ]
-    effective = _load(config, [option for option in options if option[2] is not None])
+    given = [option for option in options if option[2] is not None]
+    effective = _load(config, given)  # a mistake is said before anything heavy is imported
 
-    from proxy import wiring
+    from proxy import lifecycle
 
-    raise SystemExit(wiring.main(effective.settings))
+    raise SystemExit(lifecycle.run(effective.settings, lambda: _load(config, given).settings))
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

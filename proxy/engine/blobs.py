@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from cachetools import TTLCache
 
 from proxy.engine.capacity import Capacity
+from proxy.engine.charges import Tab
 from proxy.engine.flights import Flights
 from proxy.engine.links import Links
 from proxy.engine.manifests import MAX_NEGATIVES, holding_of
@@ -18,7 +19,7 @@ from proxy.engine.pump import Pump, Work
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.transfers import OnLastReaderGone, Source, Transfer, keeps_going
 from proxy.engine.verification import Verification
-from proxy.errors import BreakwaterError, Misbehaved, Overloaded, StoreError
+from proxy.errors import BreakwaterError, Denied, Misbehaved, Overloaded, StoreError
 from proxy.events import Noticed, Outcome, TransferEnded
 from proxy.oci.descriptor import Descriptor
 from proxy.oci.digest import Digest
@@ -91,6 +92,7 @@ class Blobs:
         self._limits = limits or Limits()
         self._running: dict[Digest, Transfer] = {}
         self._tasks: dict[Transfer, asyncio.Task[None]] = {}
+        self._tabs: dict[Transfer, Tab] = {}
         self._n_ended = 0
         self._slots = asyncio.Semaphore(self._limits.in_all)
         self._upstream_slots: dict[str, asyncio.Semaphore] = {}
@@ -111,7 +113,7 @@ class Blobs:
         source = _source(route)
         while True:
             if (stored := await self._here(digest)) is not None:
-                return stored
+                return self._paid(route, digest, stored)
             if (bad := self._bad.get((source, digest))) is not None:
                 raise Misbehaved(f"{bad}; not asked again for {BAD_FOR_S:g} s", upstream=bad.upstream)
             transfer, outcome = self._joined(route, origin, digest, expected)
@@ -150,10 +152,7 @@ class Blobs:
             size = await self._confirmed(route, origin, digest) or linked.size
         if size is None:
             opened = await self.open(route, origin, digest)
-            if isinstance(opened.source, LocalFile):
-                opened.source.blob.close()
-            else:
-                opened.source.leave()
+            let_go(opened.source)
             size = opened.size
         return size, "miss"
 
@@ -202,6 +201,15 @@ class Blobs:
             return Opened(LocalFile(blob), blob.size, "hit")
         return Opened(self._verification.tail(digest, blob).join(), blob.size, "hit")
 
+    def _paid(self, route: Route, digest: Digest, stored: Opened) -> Opened:
+        """The project pays for what it reads, or is refused."""
+        try:
+            self._work.charges.use(route.project, digest)
+        except Denied:
+            let_go(stored.source)
+            raise
+        return stored
+
     async def _here(self, digest: Digest) -> Opened | None:
         """The stored blob, or None when it is to be had from a transfer: a running one, or one begun without an await
         after this."""
@@ -224,7 +232,10 @@ class Blobs:
         """The running transfer, or a new one: looked up and registered without an await between (INV-4)."""
         running = self._running.get(digest)
         if running is not None and running.is_joinable:
+            self._tabs[running].join(route.project, running.size)
             return running, "coalesced"
+        tab = self._work.charges.open(digest)
+        tab.join(route.project, expected)  # may refuse: then nothing has begun
         transfer = Transfer(
             digest, _source(route), started_at=self._work.clock.monotonic(), policy=self._policy, expected=expected
         )
@@ -233,7 +244,8 @@ class Blobs:
         transfer.on_closed = self._closed
         self._work.capacity.hold(digest)  # once it has its name, it is not evicted under its own readers
         self._running[digest] = transfer
-        pump = Pump(transfer, origin.upstream, route.repository, self._work, self._owner)
+        self._tabs[transfer] = tab
+        pump = Pump(transfer, origin.upstream, route.repository, self._work, self._owner, tab)
         task = self._owner.spawn_background(self._run(transfer, pump), f"transfer {digest}")
         self._tasks[transfer] = task
         task.add_done_callback(lambda _: self._over(transfer))
@@ -282,6 +294,7 @@ class Blobs:
 
     def _ended(self, transfer: Transfer) -> None:
         self._n_ended += 1
+        self._tabs.pop(transfer).close()
         if self._running.get(transfer.digest) is transfer:
             del self._running[transfer.digest]
         if isinstance(transfer.failure, Misbehaved):
@@ -296,6 +309,14 @@ class Blobs:
                 "" if transfer.state is State.COMMITTED else str(transfer.failure),
             )
         )
+
+
+def let_go(source: BlobSource) -> None:
+    """Nothing more of it will be read."""
+    if isinstance(source, LocalFile):
+        source.blob.close()
+    else:
+        source.leave()
 
 
 def _source(route: Route) -> Source:

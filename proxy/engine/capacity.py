@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 
 from proxy.engine.tasks import TaskOwner
 from proxy.errors import OutOfSpace, StoreError, Unavailable
@@ -79,6 +79,8 @@ class Capacity:
         self._owner = owner
         self._observe = observe
         self._reading: Counter[Digest] = Counter()
+        #: Told of blobs that are no longer stored, however they went: who paid for them stops paying.
+        self.on_gone: Callable[[Iterable[Digest]], None] = lambda _: None
         #: What may not be evicted besides what is being read: pins, and everything while sealed.
         self.pinned: Container[Digest] = frozenset()
         self._kept = _Kept(self)
@@ -105,6 +107,11 @@ class Capacity:
             del self._reading[digest]
         else:
             self._reading[digest] -= 1
+
+    @property
+    def kept(self) -> Container[Digest]:
+        """What may not be evicted at this moment: what is being read, and what is pinned."""
+        return self._kept
 
     def may_go(self, digest: Digest) -> bool:
         """Whether it may be evicted now: neither being read nor pinned."""
@@ -151,12 +158,14 @@ class Capacity:
             self.ledger.drop(digest)
             self._dirty.pop(digest, None)
             self._forgotten.add(digest)
+        self.on_gone(victims)
         self.evicted_bytes += sum(sizes)
         self._observe(Evicted(len(victims), sum(sizes)))
 
     def forget(self, digest: Digest) -> None:
         """The blob is gone for another reason (quarantined, purged)."""
         self.ledger.drop(digest)
+        self.on_gone((digest,))
         self._dirty.pop(digest, None)
         self._forgotten.add(digest)
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from cachetools import LRUCache, TLRUCache
 
 from proxy.engine.capacity import Capacity
+from proxy.engine.charges import Charges
 from proxy.engine.flights import Flights, landing
 from proxy.engine.links import Links
 from proxy.engine.origins import Origin
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.verification import Verification
-from proxy.errors import InvalidManifest, Misbehaved, NotFound, Overloaded, StoreError, UnknownManifest
+from proxy.errors import InvalidManifest, Misbehaved, NotFound, Overloaded, OverQuota, StoreError, UnknownManifest
 from proxy.events import Event, Noticed, Outcome
 from proxy.oci.descriptor import Descriptor
 from proxy.oci.digest import Digest, Verifier
@@ -56,6 +57,7 @@ class Manifests:
         self,
         blobs: BlobStore,
         capacity: Capacity,
+        charges: Charges,
         links: Links,
         verification: Verification,
         *,
@@ -65,6 +67,7 @@ class Manifests:
     ) -> None:
         self._blobs = blobs
         self._capacity = capacity
+        self._charges = charges
         self._links = links
         self._verification = verification
         self._clock = clock
@@ -175,23 +178,34 @@ class Manifests:
             )
         manifest = await _parse(answer.body, answer.media_type)
         held = Held(Descriptor(manifest.media_type, digest, len(answer.body)), answer.body, manifest)
-        await self.keep(held)
+        await self.keep(held, route.project)
         await self._link(holding, held, target if isinstance(target, Tag) else None)
         return held
 
-    async def keep(self, held: Held) -> None:
-        """Commit the bytes to the store, as far as there is room; ready in memory in any case."""
+    async def keep(self, held: Held, project: str) -> None:
+        """Commit the bytes to the store at the project's expense, as far as there is room; ready in memory in any case.
+
+        A project that refuses when full does so later, when the sizes of all that the manifest names are judged.
+        """
         digest = held.descriptor.digest
         self._ready[digest] = held
+        tab = self._charges.open(digest)
         try:
+            tab.join(project, len(held.body), is_admitted=True)
+            await tab.secure(len(held.body))
             reservation = await self._capacity.reserve(len(held.body))
         except StoreError as error:
+            tab.close()
             self._not_kept(digest, error)
             return
+        except BaseException:
+            tab.close()
+            raise
         try:
             ingest = await self._blobs.ingest(digest, Verifier(digest))
             try:
                 await self._owner.uninterrupted(ingest.write(held.body), "write a manifest")
+                await tab.record()
                 await self._owner.uninterrupted(ingest.commit(), "commit a manifest")
             except BaseException:
                 await self._owner.uninterrupted(ingest.abort(), "abort a manifest")
@@ -199,10 +213,12 @@ class Manifests:
             finally:
                 ingest.close()
             reservation.settle(digest, len(held.body))
+            tab.settle(len(held.body))
         except (StoreError, Overloaded) as error:
             self._not_kept(digest, error)
         finally:
             reservation.release()
+            tab.close()
 
     async def _link(self, holding: Holding, held: Held, tag: Tag | None) -> None:
         try:
@@ -211,6 +227,8 @@ class Manifests:
             self._observe(Noticed("warning", f"the link of {held.descriptor.digest} could not be kept: {error}"))
 
     def _not_kept(self, digest: Digest, error: Exception) -> None:
+        if isinstance(error, OverQuota):
+            return  # one project's business, and said when its quota was spent
         self._capacity.degraded = str(error)
         self._observe(Noticed("warning", f"manifest {digest} was served and not kept: {error}"))
 

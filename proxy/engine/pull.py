@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from proxy.engine.blobs import Blobs, Opened
+from proxy.engine.charges import Charges
 from proxy.engine.links import Links
 from proxy.engine.listings import Listings, Referrers
 from proxy.engine.manifests import Held, Manifests, holding_of
@@ -47,7 +48,15 @@ class Pull:
     """Answers what clients ask. Raises the errors of proxy/errors.py and nothing else."""
 
     def __init__(
-        self, plan: Plan, *, tags: Tags, manifests: Manifests, blobs: Blobs, listings: Listings, links: Links
+        self,
+        plan: Plan,
+        *,
+        tags: Tags,
+        manifests: Manifests,
+        blobs: Blobs,
+        listings: Listings,
+        links: Links,
+        charges: Charges,
     ) -> None:
         self.plan = plan
         self._tags = tags
@@ -55,6 +64,7 @@ class Pull:
         self._blobs = blobs
         self._listings = listings
         self._links = links
+        self._charges = charges
 
     async def manifest(self, asked: ManifestGet) -> Pulled:
         """The manifest that a tag or digest means. Its config and layers pass the gate with it: a client that has been
@@ -70,6 +80,7 @@ class Pull:
             held, outcome = await self._manifests.get(route, origin, asked.target)
             pulled = Pulled(route, held, outcome)
         self._check_closure(route, rules, pulled.held)
+        self._pay(route, pulled.held)
         return pulled
 
     async def blob(self, asked: BlobGet) -> tuple[Route, Opened]:
@@ -109,6 +120,13 @@ class Pull:
             return
         index = await self._links.of(holding_of(route))
         rules.check_digest(route.reference, digest, lambda: index.tags_of(digest))
+
+    def _pay(self, route: Route, held: Held) -> None:
+        """The project pays for the manifest, and is asked whether it could pay for what belongs to it."""
+        manifest = held.manifest
+        parts = [part for part in (manifest.config, *manifest.layers) if part is not None]
+        self._charges.admit(route.project, f"{route.reference}@{held.descriptor.digest}", held.descriptor, parts)
+        self._charges.use(route.project, held.descriptor.digest)
 
     @staticmethod
     def _check_closure(route: Route, rules: Rules, held: Held) -> None:

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from proxy.engine.capacity import Capacity, Reservation
+from proxy.engine.charges import Charges, Tab
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.transfers import RING_BYTES, Ring, Transfer
-from proxy.errors import BreakwaterError, Corrupt, Misbehaved, StoreError, Timeout, Unreachable
+from proxy.errors import BreakwaterError, Corrupt, Misbehaved, OverQuota, StoreError, Timeout, Unreachable
 from proxy.events import Event, Noticed
 from proxy.oci.digest import Verifier
 from proxy.oci.names import Repository
@@ -37,15 +38,17 @@ class Work:
     clock: Clock
     chance: Callable[[], float]
     observe: Callable[[Event], None]
+    charges: Charges
 
 
 class Pump:
     """One transfer's driver. `run` never raises: what goes wrong ends the transfer."""
 
     def __init__(
-        self, transfer: Transfer, upstream: Upstream, repository: Repository, work: Work, owner: TaskOwner
+        self, transfer: Transfer, upstream: Upstream, repository: Repository, work: Work, owner: TaskOwner, tab: Tab
     ) -> None:
         self._transfer = transfer
+        self._tab = tab
         self._owner = owner
         self._upstream = upstream
         self._repository = repository
@@ -179,8 +182,10 @@ class Pump:
     async def _begin_file(self, body: BlobBody) -> None:
         """Reserve, then open an ingest; where either cannot be had, go on without a file."""
         transfer = self._transfer
+        size = transfer.size if transfer.is_size_confirmed else None
         try:
-            self._reservation = await self._work.capacity.reserve(transfer.size if transfer.is_size_confirmed else None)
+            await self._tab.secure(size)
+            self._reservation = await self._work.capacity.reserve(size)
             self._ingest = await self._work.blobs.ingest(transfer.digest, self._verifier)
             transfer.file = self._ingest
             transfer.changed.ring()
@@ -230,6 +235,9 @@ class Pump:
         """INV-4 without a file: what is in the file stays readable, the rest passes through a ring."""
         transfer = self._transfer
         transfer.ring = Ring(transfer.in_file)
+        self._tab.give_up()
+        if isinstance(error, OverQuota):
+            return  # one project's business, and said when its quota was spent
         capacity = self._work.capacity
         capacity.degraded = str(error)
         self._work.observe(Noticed("warning", f"{transfer.digest} is passed through and not kept: {error}"))
@@ -271,6 +279,7 @@ class Pump:
         """A body that is right reaches its readers even when the disk fails at the last step."""
         assert self._ingest is not None and self._reservation is not None
         try:
+            await self._tab.record()
             await self._ingest.commit()
         except Corrupt as error:
             raise self._lie(f"does not hash to its digest ({error})") from error
@@ -280,6 +289,7 @@ class Pump:
             return
         self._is_kept = True
         self._reservation.settle(self._transfer.digest, self._verifier.n_bytes)
+        self._tab.settle(self._verifier.n_bytes)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

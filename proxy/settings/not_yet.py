@@ -17,8 +17,6 @@ NOT_YET: dict[str, str] = {
     "upstreams.*.http_proxy": "HTTP proxies are",
     "upstreams.*.no_proxy": "HTTP proxies are",
     "projects.*.credentials": "credentials of a project's own are",
-    "projects.*.quota": "quotas are",
-    "projects.*.on_full": "quotas are",
     "projects.*.access": "robots are",
     "projects.*.immutable_tags": "immutable tags are",
     "robots": "robots are",

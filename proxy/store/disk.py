@@ -25,6 +25,7 @@ from typing import Any, ParamSpec, TypeVar
 from proxy.errors import Corrupt, Overloaded, StoreError
 from proxy.oci.digest import ALGORITHMS, Digest, Verifier
 from proxy.ports import Clock, FileIdentity, Space, StoredBlob
+from proxy.store.charges import DiskCharges
 from proxy.store.facts import DiskFacts
 from proxy.store.filesystem import FileSystem, is_ours, kind_of, made_folder, meaning, opened_folder
 from proxy.store.layout import (
@@ -575,6 +576,7 @@ class DiskStore:
         unfinished: set[str] = set()
         self.blobs = DiskBlobs(fs, folders, workers, quarantine, unfinished)
         self.records = DiskRecords(fs, folders, workers, quarantine, unfinished)
+        self.charges = DiskCharges(fs, folders, workers, quarantine, unfinished)
         self.notes = DiskNotes(fs, folders, workers, quarantine, unfinished)
         self.facts = DiskFacts(folders.path, report)
         self._fs = fs

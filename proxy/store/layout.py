@@ -18,6 +18,8 @@
                 _tags/<tag>
                 _manifests/<algorithm>/<hex>
                 _blobs/<algorithm>/<hex>
+        charges/
+          <project>                     what it pays for: appended lines, each with a checksum (charges.py)
         notes/
           <name>                        a few documents of the store: pins, what a seal was made of (notes.py)
         quarantine/
@@ -55,6 +57,7 @@ LAYOUT = 1
 
 OURS = "breakwater"
 BLOBS, INGEST, RECORDS, QUARANTINE, FACTS = "blobs", "ingest", "records", "quarantine", "facts"
+CHARGES = "charges"
 TAGS, MANIFESTS, SINGLE_BLOBS = "_tags", "_manifests", "_blobs"
 LAYOUT_FILE, LOCK_FILE = "layout.json", "lock"
 #: What a file system puts into the root of a volume by itself.
@@ -102,6 +105,11 @@ def record_ingest_name() -> str:
     return f"record.{_mark()}"
 
 
+def is_project(name: str) -> bool:
+    """Whether this can be a project's name, and so a file's below charges/."""
+    return _PROJECT.fullmatch(name) is not None
+
+
 def holding_folder(holding: Holding) -> tuple[str, ...]:
     """The folder of a holding below records/.
 
@@ -144,13 +152,14 @@ class Folders:
     ingest: int = -1
     records: int = -1
     quarantine: int = -1
+    charges: int = -1
 
     def close(self, fs: FileSystem) -> None:
         """Give the descriptors back."""
-        for fd in (self.root, self.blobs, self.ingest, self.records, self.quarantine):
+        for fd in (self.root, self.blobs, self.ingest, self.records, self.quarantine, self.charges):
             if fd >= 0:
                 fs.close(fd)
-        self.root = self.blobs = self.ingest = self.records = self.quarantine = -1
+        self.root = self.blobs = self.ingest = self.records = self.quarantine = self.charges = -1
 
 
 def open_root(fs: FileSystem, store_path: Path) -> Folders:
@@ -201,7 +210,7 @@ def open_folders(fs: FileSystem, folders: Folders, report: Callable[[str], None]
             f"the store {folders.path} has layout {found}, and this Breakwater knows layouts up to {LAYOUT}: "
             "run the newer version, or give this one another store.path"
         )
-    for name in (BLOBS, INGEST, RECORDS, FACTS):
+    for name in (BLOBS, INGEST, RECORDS, CHARGES, FACTS):
         try:
             fd = _made(fs, folders.root, name, folders.path / name)
         except Unavailable:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxy.errors import Corrupt, OutOfSpace, StoreError
@@ -274,6 +274,31 @@ class MemoryFacts:
         """See ports.Facts."""
 
 
+class MemoryCharges:
+    """Journals in dictionaries (ports.ChargeJournal)."""
+
+    def __init__(self) -> None:
+        self._charges: dict[str, dict[Digest, int]] = {}
+
+    async def load(self) -> Mapping[str, Sequence[tuple[Digest, int]]]:
+        """See ports.ChargeJournal."""
+        await asyncio.sleep(0)
+        return {project: list(charges.items()) for project, charges in self._charges.items()}
+
+    async def append(self, project: str, changes: Sequence[tuple[Digest, int | None]]) -> None:
+        """See ports.ChargeJournal."""
+        await asyncio.sleep(0)
+        charges = self._charges.setdefault(project, {})
+        for digest, size in changes:
+            if size is None:
+                charges.pop(digest, None)
+            else:
+                charges[digest] = size
+
+    async def rewrite(self, project: str, charges: Sequence[tuple[Digest, int]]) -> None:
+        """See ports.ChargeJournal."""
+        await asyncio.sleep(0)
+        self._charges[project] = dict(charges)
 class MemoryNotes:
     """Notes in a dictionary (ports.Notes)."""
 
@@ -297,6 +322,7 @@ class MemoryStore:
     def __init__(self, *, total_bytes: int = 1 << 62) -> None:
         self.blobs = MemoryBlobs(total_bytes=total_bytes)
         self.records = MemoryRecords()
+        self.charges = MemoryCharges()
         self.notes = MemoryNotes()
         self.facts = MemoryFacts()
 

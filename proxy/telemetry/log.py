@@ -98,6 +98,10 @@ class EventLog:
         self._level = _LEVELS[level]
         self._requests = requests
 
+    def adjust(self, *, as_json: bool, level: str, requests: str) -> None:
+        """From the next line on like this."""
+        self._as_json, self._level, self._requests = as_json, _LEVELS[level], requests
+
     def observe(self, event: Event) -> None:
         """Write the event, if it is one that is written."""
         if isinstance(event, Answered):

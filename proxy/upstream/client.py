@@ -114,6 +114,11 @@ class RegistryClient:
         """What upstream last said of its rate limit, or None while it has not."""
         return self._budget
 
+    @property
+    def is_used(self) -> bool:
+        """Whether a request is on its way or its answer being read. One that is retried is unused in between."""
+        return self._wire.is_used
+
     async def aclose(self) -> None:
         """Close every connection; bodies that are being read break, later calls raise Unreachable."""
         await self._wire.aclose()

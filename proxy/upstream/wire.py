@@ -140,6 +140,12 @@ class Wire:
         self._maybe_session: aiohttp.ClientSession | None = None
         self._is_closed = False
         self._replies: set[Reply] = set()
+        self._n_sending = 0
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a request is on its way or its answer being read."""
+        return self._n_sending > 0 or bool(self._replies)
 
     async def send(self, method: str, url: URL, headers: Mapping[str, str], *, kind: str) -> Reply:
         """Send one request and return when the headers of its answer are here. `kind` is for the observer.
@@ -150,6 +156,7 @@ class Wire:
             raise self._stopping()
         context = SimpleNamespace(is_sent=False)
         status = 0
+        self._n_sending += 1
         try:
             response = await self._session.request(
                 method,
@@ -162,6 +169,7 @@ class Wire:
         except failures.FOREIGN as error:
             raise failures.of_exception(error, upstream=self._policy.host, place=url.raw_host or "") from None
         finally:
+            self._n_sending -= 1
             # Also when cancelled: what upstream logged is counted, and a connection that was never made is not.
             if status or context.is_sent:
                 self._observer(UpstreamAsked(self._policy.host, kind, method, status))

@@ -19,7 +19,7 @@ import os
 import socket
 import ssl
 import termios
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +28,6 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 from proxy.oci.codes import ErrorCode, envelope
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-
-#: Where systemd puts the first socket it hands over (sd_listen_fds(3)).
-_FIRST_INHERITED_FD = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +102,7 @@ class DataServer:
             for listening in sockets:
                 _tune(listening, self._limits)
                 create = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
-                self._addresses.append(_name(listening))
+                self._addresses.append(name_of(listening))
                 self._listeners.append(
                     await create(server, sock=listening, ssl=self._tls, backlog=self._limits.backlog)
                 )
@@ -147,23 +144,6 @@ def refusal(status: int, code: ErrorCode, sentence: str) -> web.Response:
         response.headers["Retry-After"] = "5"
     response.force_close()
     return response
-
-
-def inherited_sockets(environ: Mapping[str, str], pid: int) -> dict[str, list[socket.socket]]:
-    """The sockets systemd handed to this process, by name (sd_listen_fds(3)); none when they are meant for another.
-
-    A socket unit without FileDescriptorName= appears under the unit's name.
-    """
-    if environ.get("LISTEN_PID") != str(pid):
-        return {}
-    count = int(environ.get("LISTEN_FDS", "0"))
-    names = environ.get("LISTEN_FDNAMES", "").split(":")
-    found: dict[str, list[socket.socket]] = {}
-    for index in range(count):
-        handed = socket.socket(fileno=_FIRST_INHERITED_FD + index)
-        handed.set_inheritable(False)
-        found.setdefault(names[index] if index < len(names) else "", []).append(handed)
-    return found
 
 
 # -- connections -------------------------------------------------------------------------------------------------------
@@ -516,7 +496,8 @@ def _tune(listening: socket.socket, limits: Limits) -> None:
                 listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
-def _name(listening: socket.socket) -> str:
+def name_of(listening: socket.socket) -> str:
+    """Where a socket listens: "127.0.0.1:5000", "[::1]:5000" or "unix:/run/x"."""
     if listening.family == socket.AF_UNIX:
         return f"unix:{listening.getsockname()}"
     host, port = listening.getsockname()[:2]

@@ -192,17 +192,18 @@ def test_a_reader_that_has_had_enough_is_no_error_to_talk_about() -> None:
 # -- serve -------------------------------------------------------------------------------------------------------------
 
 
-def test_serve_hands_wiring_the_effective_settings(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Options win; the exit code is the one that wiring returns."""
-    from proxy import wiring
+def test_serve_runs_with_the_effective_settings(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options win, now and at every reload; the exit code is the one that the run returns."""
+    from proxy import lifecycle
 
     served: list[Any] = []
 
-    def serve(settings: Any) -> int:
+    def serve(settings: Any, load: Any) -> int:
+        assert load() == settings
         served.append(settings)
         return 0
 
-    monkeypatch.setattr(wiring, "main", serve)
+    monkeypatch.setattr(lifecycle, "run", serve)
     options = (
         "--listen :1 --listen unix:/s --admin-listen 127.0.0.1:2 --store /srv --capacity 80% --sealed --log-level debug"
     )

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from proxy.oci.ranges import Range
 from proxy.ports import BlobSource, LocalFile
-from proxy.web.serve import PIECE_BYTES, SMALL_BYTES, TURN_BYTES, Disk, Pace, Part, ReadFailed, Sender
+from proxy.web.serve import PIECE_BYTES, ROUND_BYTES, SMALL_BYTES, TURN_BYTES, Disk, Pace, Part, ReadFailed, Sender
 from proxy.web.server import Limits
 from tests.support.clock import ManualClock
 from tests.support.serving import (
@@ -196,6 +196,36 @@ async def test_a_half_closed_client_that_reads_slowly_is_not_taken_for_gone(blob
             got += await reader.readexactly(min(512, length - len(got)))
             await asyncio.sleep(0)
         assert got == PATTERN
+
+
+async def test_fast_readers_share_the_loop_with_everybody_else(tmp_path: Path) -> None:
+    """However many can be written to, no more than ROUND_BYTES and one turn leave before the loop goes round."""
+    path = tmp_path / "blob"
+    path.write_bytes(PATTERN * 4)
+    sent = [0]
+
+    class Counting(Disk):
+        def sendfile(self, out: int, fd: int, offset: int, n_bytes: int) -> int:
+            n = super().sendfile(out, fd, offset, n_bytes)
+            sent[-1] += n
+            return n
+
+    def goes_round() -> None:
+        sent.append(0)
+        rounds[0] = asyncio.get_running_loop().call_soon(goes_round)
+
+    async def read() -> None:
+        async with connected(served.address, receive_buffer=4 << 20) as (reader, writer):
+            writer.write(get())
+            assert len(await body_of(reader)) == 4 * len(PATTERN)
+
+    rounds = [asyncio.get_running_loop().call_soon(goes_round)]
+    async with port(whole(path), disk=Counting(), limits=Limits(send_buffer_bytes=4 << 20)) as served:
+        await asyncio.gather(*(read() for _ in range(12)))
+        await served.quiet()
+    rounds[0].cancel()
+    assert sum(sent) == 12 * 4 * len(PATTERN)
+    assert max(sent) <= ROUND_BYTES + TURN_BYTES
 
 
 async def test_a_stalled_reader_is_cut_once_it_is_below_the_pace(blob: Path) -> None:

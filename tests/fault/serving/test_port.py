@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import socket
 import stat
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from proxy.web.server import DataServer, Limits, inherited_sockets
+from proxy.web.server import DataServer, Limits
 from tests.support.serving import connected, get, head_of, listening
 
 LOG = logging.getLogger("test.data")
@@ -280,9 +279,3 @@ async def test_a_socket_that_was_handed_over_is_served() -> None:
     writer.close()
     await writer.wait_closed()
     await server.aclose(0.0)
-
-
-def test_sockets_meant_for_another_process_are_left_alone() -> None:
-    """sd_listen_fds(3): LISTEN_PID says for whom they are."""
-    assert inherited_sockets({"LISTEN_PID": "1", "LISTEN_FDS": "1"}, os.getpid()) == {}
-    assert inherited_sockets({}, os.getpid()) == {}
