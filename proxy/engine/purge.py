@@ -76,14 +76,15 @@ class Purge:
         async with self._purging:
             chosen = await self._choose(selection, project)
             doomed = await self._doomed(chosen, selection, project)
-            reading = self._capacity.reading
-            going = [digest for digest in doomed if digest not in reading]
+            going = [digest for digest in doomed if self._capacity.may_go(digest)]
             n_bytes = sum(self._capacity.ledger.size_of(digest) or 0 for digest in going)
             if not dry_run:
                 await self._take_out(chosen, doomed)
                 for start in range(0, len(going), BATCH):
                     # What somebody has begun to read meanwhile stays as well.
-                    await self._capacity.evict([each for each in going[start : start + BATCH] if each not in reading])
+                    await self._capacity.evict(
+                        [each for each in going[start : start + BATCH] if self._capacity.may_go(each)]
+                    )
         return Purged(
             selection.text,
             not dry_run,

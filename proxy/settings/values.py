@@ -237,6 +237,14 @@ def source_host_of(value: Any) -> SourceHost:
         ) from error
 
 
+def host_name_of(value: Any) -> str:
+    """A host's name without a port, in lower case: `breakwater.example.com`. Raises ValueError."""
+    name = source_host_of(value).value
+    if ":" in name:
+        raise ValueError(f"{value!r} has a port or is an address: expected a host's name alone")
+    return name
+
+
 def project_name_of(value: Any) -> str:
     """A project's name: one element of a repository name, so that `/v2/~name/` works. Raises ValueError."""
     if not isinstance(value, str) or "/" in value or not _is_repository(value):
