@@ -40,6 +40,7 @@ def main() -> int:
         try:
             bench.set_up()
             for number in range(asked.rounds):
+                bench.round = number
                 print(f"round {number + 1} of {asked.rounds}", file=sys.stderr)
                 for name in wanted:
                     _one(name, bench, is_first=number == 0)

@@ -162,7 +162,7 @@ def as_chart(ledger: Ledger, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import patches, pyplot
 
     shown = [
         ("P1", "GB/s"), ("P1", "cpu-s/GB"), ("P2", "requests/s"), ("P3", "seconds"), ("P3", "cpu-s/GB"),
@@ -184,7 +184,7 @@ def as_chart(ledger: Ledger, path: Path) -> None:
         axis.set_title(f"{work}: {unit}", fontsize=10)
         if unit in ("requests/s", "upstream GETs"):
             axis.set_yscale("log")
-    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colours[server]) for server in servers]
+    handles = [patches.Patch(color=colours[server]) for server in servers]
     figure.legend(handles, servers, loc="lower center", ncol=len(servers))
     figure.tight_layout(rect=(0, 0.05, 1, 1))
     figure.savefig(path, dpi=90)

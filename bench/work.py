@@ -44,7 +44,7 @@ class Ledger:
 
     def put(self, work: str, case: str, server: Server, **values: float) -> None:
         """Write down what one round gave."""
-        self.settings[server.name] = server.settings
+        self.settings.setdefault(server.name, server.settings)
         for unit, value in values.items():
             self.figures.setdefault((work, case, server.name, unit), []).append(value)
 
@@ -77,6 +77,7 @@ class Bench:
     images: dict[str, Image] = field(init=False)
     origin: Server = field(init=False)
     warm: dict[str, Server] = field(default_factory=dict)
+    round: int = 0
     _n_folders: int = 0
 
     def set_up(self) -> None:
@@ -99,6 +100,12 @@ class Bench:
             for image in self.images.values():
                 run("pull", server, path=image.tag, clients=3)
             server.settle()
+
+    def in_turn(self, *, caches_only: bool = False) -> list[Server]:
+        """The servers that are there, another one first in each round: going first is never for nothing."""
+        names = [name for name in self.warm if not caches_only or name in CACHES]
+        by = self.round % len(names)
+        return [self.warm[name] for name in names[by:] + names[:by]]
 
     def tear_down(self) -> None:
         """Stop everything."""
@@ -138,7 +145,7 @@ def p1(bench: Bench) -> None:
     """One warm blob, as often as it goes, for 1, 16 and 64 clients."""
     path = bench.images["crowd"].blobs[0]
     for clients in (1, 16, 64):
-        for server in bench.warm.values():
+        for server in bench.in_turn():
             server.forget_peak()
             case = f"{clients:>2} clients"
             counted = run("blobs", server, path=path, clients=clients, seconds=bench.seconds)
@@ -161,7 +168,7 @@ def p2(bench: Bench) -> None:
         return
     image = bench.images["big"]
     for case, path in (("by tag", image.tag), ("by digest", image.manifest)):
-        for server in bench.warm.values():
+        for server in bench.in_turn():
             before, client_before = server.cpu_s(), _children_cpu()
             command = [
                 "wrk",
@@ -197,9 +204,7 @@ def _children_cpu() -> float:
 def p3(bench: Bench) -> None:
     """The big image through an empty cache, three streams, as containerd does it."""
     image = bench.images["big"]
-    for name in bench.warm:
-        if name not in CACHES:
-            continue
+    for name in (warm.name for warm in bench.in_turn(caches_only=True)):
         with bench.cold(name) as server:
             before = server.cpu_s()
             counted = run("pull", server, path=image.tag, clients=3)
@@ -216,9 +221,7 @@ def p3(bench: Bench) -> None:
 def p4(bench: Bench, clients: int) -> None:
     """Many cold clients, one blob: how often is upstream asked, and how soon has everybody something."""
     image = bench.images["crowd"]
-    for name in bench.warm:
-        if name not in CACHES:
-            continue
+    for name in (warm.name for warm in bench.in_turn(caches_only=True)):
         if clients > 64 and name not in ("breakwater", "nginx proxy_cache"):
             bench.ledger.miss(f"P4 with {clients} clients: {name} left out (it asks upstream for each of them)")
             continue
@@ -302,7 +305,7 @@ def p6(bench: Bench, connections: int = 10_000) -> None:
 
 def p7(bench: Bench, streams: int = 64) -> None:
     """A manifest while blob streams saturate the machine."""
-    for server in bench.warm.values():
+    for server in bench.in_turn():
         command = [sys.executable, "-m", "bench.load", "blobs", server.address]
         command += ["--path", bench.images["crowd"].blobs[0], "--clients", str(streams)]
         command += ["--seconds", str(bench.seconds + 1)]
@@ -351,7 +354,7 @@ def tls(bench: Bench) -> None:
             if failed:
                 bench.ledger.warnings.append(f"TLS, {server.name}: {failed} of 4 clients failed")
             bench.ledger.put(
-                "TLS", "4 curl clients", server,
+                "TLS", "4 curl, 1 worker", server,
                 **{"GB/s": gigabytes / seconds, "cpu-s/GB": (server.cpu_s() - before) / gigabytes,
                    "peak MiB": server.memory_mib()},
             )  # fmt: skip

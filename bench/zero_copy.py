@@ -50,6 +50,7 @@ async def _serve(way: str, path: Path, port: int) -> None:
     from aiohttp import web
 
     from proxy.clock import SystemClock
+    from proxy.oci.digest import Verifier
     from proxy.oci.ranges import Range
     from proxy.ports import FileIdentity, LocalFile
     from proxy.web.serve import Sender
@@ -63,6 +64,9 @@ async def _serve(way: str, path: Path, port: int) -> None:
             self.fd = os.open(path, os.O_RDONLY)
             self.size = size
             self.identity = FileIdentity(0, size, 0)
+
+        async def read(self, offset: int, limit: int, verifier: Verifier | None = None) -> bytes:
+            raise AssertionError("sent from, never read")
 
         def close(self) -> None:
             os.close(self.fd)
@@ -78,6 +82,7 @@ async def _serve(way: str, path: Path, port: int) -> None:
         response = web.StreamResponse(headers={"Content-Length": str(size)})
         writer = await response.prepare(request)
         assert writer is not None
+        assert request.transport is not None
         writer.send_headers()
         await writer.drain()
         loop = asyncio.get_running_loop()

@@ -32,6 +32,8 @@ class Answered:
     repository: str = ""
     project: str = ""
     rule: str = ""
+    #: The robot that asked, "" for anybody.
+    caller: str = ""
     #: How the body ended: "whole", "gone" (the client left), "slow" (cut), "short" (the transfer failed).
     ending: str = "whole"
     error: str = ""
@@ -45,6 +47,14 @@ class UpstreamAsked:
     kind: str
     method: str
     status: int
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamUnreached:
+    """A request could not even be sent: no name, no connection, no TLS. Upstream counts nothing, and neither do we."""
+
+    upstream: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +104,7 @@ class Noticed:
     sentence: str
 
 
-Event = Answered | UpstreamAsked | UpstreamBytes | TransferEnded | TagMoved | Evicted | Noticed
+Event = Answered | UpstreamAsked | UpstreamUnreached | UpstreamBytes | TransferEnded | TagMoved | Evicted | Noticed
 
 
 # -- what events add up to ---------------------------------------------------------------------------------------------

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
+import secrets
 import socket
 import ssl
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,44 +20,55 @@ import uvloop
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
-from proxy import __version__
+from proxy import __version__, admin_token
 from proxy.clock import SystemClock
 from proxy.engine.blobs import Blobs, Limits
 from proxy.engine.capacity import Capacity
+from proxy.engine.catalogue import Catalogue
 from proxy.engine.charges import Charges
 from proxy.engine.freight import Freight
 from proxy.engine.links import Links
 from proxy.engine.listings import Listings
 from proxy.engine.manifests import Manifests
+from proxy.engine.orders import Orders
 from proxy.engine.origins import Origin, Origins, SealedUpstream
 from proxy.engine.pins import Pins
 from proxy.engine.prefetch import Prefetch
 from proxy.engine.pull import Plan, Pull
 from proxy.engine.pump import Work
+from proxy.engine.purge import Purge
+from proxy.engine.robots import Robots
 from proxy.engine.tags import Tags
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.verification import Verification
 from proxy.errors import InvalidSettings, StoreError
-from proxy.events import Event, Noticed, UpstreamAsked
+from proxy.events import Event, Noticed, UpstreamAsked, UpstreamUnreached
 from proxy.fitting import Fitting
 from proxy.oci.digest import Digest
 from proxy.ports import Upstream
 from proxy.rules.freshness import TagPolicy
+from proxy.rules.gates.access import EVERYBODY, Access, Robot
 from proxy.rules.gates.allowlist import Rules
 from proxy.rules.globs import Glob
 from proxy.rules.ledger import Ledger
 from proxy.rules.quota import Allowance
 from proxy.rules.routes import DEFAULT_PROJECT, ProjectRoute, Routes
+from proxy.rules.secret_hash import SecretHash
 from proxy.service.sockets import NOTHING_HANDED, Handed, not_covered
-from proxy.settings import Settings, TcpAddress, UnixAddress, effective_default
+from proxy.settings import Address, Settings, TcpAddress, UnixAddress, effective_default
 from proxy.settings.changes import taken_up
 from proxy.store.disk import DiskStore
 from proxy.store.lock import PATIENCE_S
+from proxy.telemetry.activity import Activity
 from proxy.telemetry.log import EventLog, LineWriter
 from proxy.telemetry.tally import Tally
 from proxy.upstream.client import RegistryClient
 from proxy.web import freight as freight_routes
-from proxy.web.admin import Admin
+from proxy.web import operations
+from proxy.web.admin import Admin, Probes
+from proxy.web.callers import Callers
+from proxy.web.dashboard import Dashboard
+from proxy.web.guard import Guard
 from proxy.web.registry import Registry
 from proxy.web.serve import Pace as ReaderPace
 from proxy.web.serve import Sender
@@ -90,7 +103,12 @@ class Appliance:
     health: UpstreamHealth
     pins: Pins
     freight: Freight
+    activity: Activity
+    catalogue: Catalogue
+    purge: Purge
     started_at: float
+    probes: web.AppRunner | None = None
+    probe_addresses: tuple[str, ...] = ()
     is_stopping: bool = False
     #: Why the last reload changed nothing; "" when it was taken up, or there was none.
     reload_problem: str = ""
@@ -106,10 +124,12 @@ class Appliance:
         clock = SystemClock()
         tally = Tally()
         health = UpstreamHealth(clock.monotonic)
+        activity = Activity(clock.wall)
 
         def observe(event: Event) -> None:
             tally.observe(event)
             health.observe(event)
+            activity.observe(event)
             log.observe(event)
 
         owner = TaskOwner(lambda sentence: log.say("error", sentence))
@@ -183,8 +203,15 @@ class Appliance:
             clock,
             pace=ReaderPace(int(settings.transfers.reader_min_rate), settings.transfers.reader_min_rate_window),
         )
+        callers = Callers(
+            Robots(key=secrets.token_bytes(32), clock=clock, owner=owner),
+            lambda: pull.plan.robots,
+            clock=clock,
+            is_tls=settings.server.tls is not None,
+            public_url=settings.server.public_url or "",
+        )
         registry = Registry(
-            pull, sender, clock=clock, observe=observe, header_deadline_s=settings.transfers.header_deadline
+            pull, sender, callers, clock=clock, observe=observe, header_deadline_s=settings.transfers.header_deadline
         )
         data = DataServer(
             registry,
@@ -211,6 +238,9 @@ class Appliance:
             health=health,
             pins=pins,
             freight=Freight(Prefetch(pull, capacity, pins, clock=clock)),
+            activity=activity,
+            catalogue=Catalogue(store.records, links, capacity, clock=clock, owner=owner),
+            purge=Purge(store.records, links, tags, manifests, capacity),
             started_at=clock.monotonic(),
         )
         try:
@@ -224,26 +254,50 @@ class Appliance:
         return self
 
     async def _listen(self, handed: Handed) -> None:
-        admin = Admin(
-            status=self.status,
-            metrics=self.metrics,
-            readiness=self.readiness,
-            also=freight_routes.routes(self.freight),
-        )
-        self.admin = web.AppRunner(admin.app(), access_log=None, shutdown_timeout=1.0)
+        server = self.settings.server
+        token = await asyncio.to_thread(admin_token.obtain, self.settings)
+        probes = Probes(metrics=self.metrics, readiness=self.readiness)
+        self.admin = web.AppRunner(self._admin(probes, token).app(), access_log=None, shutdown_timeout=1.0)
         await self.admin.setup()
-        address = self.settings.server.admin_listen
+        if server.probe_listen is not None:
+            self.probes = web.AppRunner(probes.app(), access_log=None, shutdown_timeout=1.0)
+            await self.probes.setup()
+            self.probe_addresses = await _sites(self.probes, server.probe_listen)
+        address = server.admin_listen
         if handed.admin:
             for listening in handed.admin:
                 await web.SockSite(self.admin, listening).start()
             self.admin_addresses = tuple(name_of(listening) for listening in handed.admin)
-        elif isinstance(address, UnixAddress):
-            await web.UnixSite(self.admin, address.path).start()
-            self.admin_addresses = (str(address),)
         else:
-            self.admin_addresses = await _tcp_sites(self.admin, address)
+            self.admin_addresses = await _sites(self.admin, address)
         listen = [str(listening) for listening in self.settings.server.listen]
         await self.data.start(not_covered(listen, handed.data), handed.data)
+
+    def _admin(self, probes: Probes, token: str) -> Admin:
+        """What operators ask and see. A feature with a question of its own adds its `Operation` to the list here."""
+        server = self.settings.server
+        seen = operations.Seen(
+            status=self.status,
+            usage=self.charges.usage,
+            projects=lambda: {DEFAULT_PROJECT, *map(str, self.settings.projects)},
+            activity=self.activity,
+            catalogue=self.catalogue,
+            purge=self.purge,
+        )
+        names = [*server.admin_hosts]
+        if isinstance(server.admin_listen, TcpAddress):
+            names.append(server.admin_listen.host)
+        place = str(admin_token.place_of(self.settings))
+        orders = Orders(self.freight, self.clock, self.owner)
+        return Admin(
+            probes=probes,
+            guard=Guard(token, names, place),
+            operations=[*operations.operations(seen)],
+            also=freight_routes.routes(self.freight),
+            described=operations.PREFETCH,
+            pages=Dashboard(seen, orders, wall=self.clock.wall, token_place=place),
+            version=__version__,
+        )
 
     async def reload(self, wanted: Settings) -> tuple[str, ...]:
         """Take up new settings, and the files they name, all at once and for requests that come from now on.
@@ -261,6 +315,7 @@ class Appliance:
         self.pull.plan = plan
         self.charges.allow(allowances_of(settings))
         self.fitting.use(fitted)
+        self.health.forget_others({str(host) for host in settings.upstreams})
         if self.tls is not None and settings.server.tls is not None:
             self.tls.load_cert_chain(settings.server.tls.cert, settings.server.tls.key)
         return held
@@ -277,8 +332,9 @@ class Appliance:
     async def aclose(self) -> None:
         """Everything down, in the opposite order of its making."""
         await self.data.aclose(0)
-        if self.admin is not None:
-            await self.admin.cleanup()
+        for runner in (self.admin, self.probes):
+            if runner is not None:
+                await runner.cleanup()
         await self.owner.aclose()
         await self.charges.aclose()
         await self.capacity.remember()
@@ -347,10 +403,15 @@ class Appliance:
                 }
                 for transfer in self.blobs.running()
             ],
-            "upstreams": {host: self.health.of(host) for host in sorted(map(str, self.settings.upstreams))},
+            "upstreams": {host: self._upstream(host) for host in sorted(map(str, self.settings.upstreams))},
             "connections": self.data.n_connections,
             "listen": list(self.data.addresses),
         }
+
+    def _upstream(self, host: str) -> dict[str, Any]:
+        client = self.fitting.clients.get(host)
+        budget = client.budget if client is not None else None
+        return {**self.health.of(host), "budget": asdict(budget) if budget is not None else None}
 
     def metrics(self) -> bytes:
         """The document of /metrics."""
@@ -384,6 +445,11 @@ class UpstreamHealth:
 
     def observe(self, event: Event) -> None:
         """Take note of an upstream's answer."""
+        if isinstance(event, UpstreamUnreached):
+            self._failures[event.upstream] += 1
+            self._down.add(event.upstream)
+            self._last_error[event.upstream] = (event.why, self._monotonic())
+            return
         if not isinstance(event, UpstreamAsked):
             return
         host = event.upstream
@@ -395,6 +461,10 @@ class UpstreamHealth:
             self._last_error[host] = (f"{event.method} {event.kind} {said}", self._monotonic())
         else:
             self._down.discard(host)
+
+    def forget_others(self, hosts: Collection[str]) -> None:
+        """Only these are upstreams from now on."""
+        self._down &= set(hosts)
 
     def is_up(self, host: str) -> bool:
         """Whether its last answer was one; true before the first."""
@@ -450,7 +520,23 @@ def plan_of(settings: Settings, clients: Mapping[str, RegistryClient]) -> Plan:
             str(host), port, TagPolicy(upstream.tag_ttl, upstream.stale_if_error, sealed), upstream.negative_ttl
         )
     hosts = frozenset(str(host) for host in settings.upstreams)
-    return Plan(Routes(hosts, str(default or ""), projects), rules, Origins(origins))
+    robots = robots_of(settings)
+    named = {str(name): tuple(project.access) for name, project in settings.projects.items()}
+    named.setdefault(DEFAULT_PROJECT, (EVERYBODY,))
+    access = {name: Access.of(name, readers, robots) for name, readers in named.items()}
+    return Plan(Routes(hosts, str(default or ""), projects), rules, Origins(origins), access, robots)
+
+
+def robots_of(settings: Settings) -> dict[str, Robot]:
+    """The accounts. Raises InvalidSettings for a hash that cannot be used."""
+    robots = {}
+    for name, robot in settings.robots.items():
+        try:
+            hashes = tuple(SecretHash.parse(one.get_secret_value()) for one in robot.secret_hash)
+        except ValueError as error:
+            raise InvalidSettings([f"robots.{name}.secret_hash: {error}"]) from error
+        robots[name] = Robot(name, hashes, frozenset(robot.projects), robot.expires)
+    return robots
 
 
 def allowances_of(settings: Settings) -> dict[str, Allowance]:
@@ -469,6 +555,35 @@ def server_tls(settings: Settings) -> ssl.SSLContext | None:
     except (OSError, ssl.SSLError) as error:
         raise InvalidSettings([f"[server] tls: cannot use {tls.cert} with {tls.key}: {error}"]) from error
     return context
+
+
+async def _sites(runner: web.AppRunner, address: Address) -> tuple[str, ...]:
+    """Listen on an address of the settings; returns the real ones."""
+    if isinstance(address, UnixAddress):
+        await web.SockSite(runner, _unix_socket(address)).start()
+        return (str(address),)
+    return await _tcp_sites(runner, address)
+
+
+def _unix_socket(address: UnixAddress) -> socket.socket:
+    """Bound so that only its owner and group may connect: over it no token is asked for. A socket that nobody listens
+    on any more is replaced."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path = Path(address.path)
+        if path.is_socket() and listening.connect_ex(address.path) != 0:
+            path.unlink(missing_ok=True)
+        listening.close()
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        masked = os.umask(0o117)
+        try:
+            listening.bind(address.path)
+        finally:
+            os.umask(masked)
+    except OSError as error:
+        listening.close()
+        raise OSError(error.errno, f"cannot listen on admin address {address}: {error.strerror}") from error
+    return listening
 
 
 async def _tcp_sites(runner: web.AppRunner, address: TcpAddress) -> tuple[str, ...]:

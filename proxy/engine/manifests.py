@@ -111,10 +111,9 @@ class Manifests:
         self._ready[digest] = held
         return held
 
-    def at_hand(self, digest: Digest) -> Held | None:
-        """The manifest if it is in memory: no waiting, for the warm path."""
-        held: Held | None = self._ready.get(digest)
-        return held
+    def touch(self, digest: Digest) -> None:
+        """It was served from memory just now."""
+        self._capacity.touch(digest)
 
     def forget(self, digest: Digest) -> None:
         """It was purged or evicted for good."""

@@ -12,8 +12,11 @@ from typing import Any, Literal
 
 from proxy.engine.freight import Freight, Order
 from proxy.engine.tasks import TaskOwner
-from proxy.errors import BreakwaterError, Overloaded
+from proxy.engine.walk import Scope
+from proxy.errors import BadRequest, BreakwaterError, Overloaded
 from proxy.ports import Clock
+from proxy.rules.closure import Platforms
+from proxy.rules.lists import in_lines
 
 #: Orders remembered, and orders that run at a time: each takes a few images at a time already.
 MAX_KEPT = 20
@@ -55,8 +58,12 @@ class Orders:
         """Those that are remembered, the latest first."""
         return tuple(reversed(self._placed))
 
-    def place(self, order: Order) -> Placed:
-        """Begin. Raises Overloaded when as many run as may."""
+    def place(self, references: str, platforms: str, *, project: str = "", pin: bool = False) -> Placed:
+        """Begin. `references`: one on each line; `platforms`: "all", or as linux/amd64,linux/arm64.
+
+        Raises BadRequest with everything that is wrong, Overloaded when as many run as may.
+        """
+        order = _order_of(references, platforms, project, pin)
         if sum(placed.state == "running" for placed in self._placed) >= MAX_RUNNING:
             raise Overloaded(f"{MAX_RUNNING} prefetches run already; wait until one of them is done")
         self._n_placed += 1
@@ -74,3 +81,16 @@ class Orders:
         troubles = (f"{what}: {why}" for image in report["images"] for what, why in image["missing"].items())
         placed.troubles = tuple(troubles)[:MAX_KEPT]
         placed.state = "incomplete" if placed.troubles else "done"
+
+
+def _order_of(references: str, platforms: str, project: str, pin: bool) -> Order:
+    asked = in_lines(references)
+    if asked.problems:
+        raise BadRequest("; ".join(asked.problems))
+    if not asked.references:
+        raise BadRequest("name at least one image")
+    try:
+        scope = Scope(Platforms.parse(platforms), True)
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+    return Order(asked.references, scope, project or None, pin=pin)

@@ -5,8 +5,8 @@ Every way to bytes passes the same gate (INV-8): tag, digest, blob, range, HEAD,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from proxy.engine.blobs import Blobs, Opened
 from proxy.engine.charges import Charges
@@ -20,6 +20,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.endpoints import BlobGet, ManifestGet, ReferrersList, TagsList
 from proxy.oci.names import Tag
 from proxy.ports import TagPage
+from proxy.rules.gates.access import ANONYMOUS, Access, Caller, Robot
 from proxy.rules.gates.allowlist import Rules
 from proxy.rules.routes import Route, Routes
 
@@ -31,6 +32,9 @@ class Plan:
     routes: Routes
     rules: Mapping[str, Rules]
     origins: Origins
+    #: Readers by project; one that is not here has none but operators. Empty where there are no robots.
+    access: Mapping[str, Access] = field(default_factory=dict)
+    robots: Mapping[str, Robot] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class Pull:
         charges: Charges,
     ) -> None:
         self.plan = plan
+        self._n_invalidated = 0
         self._tags = tags
         self._manifests = manifests
         self._blobs = blobs
@@ -66,10 +71,10 @@ class Pull:
         self._links = links
         self._charges = charges
 
-    async def manifest(self, asked: ManifestGet) -> Pulled:
+    async def manifest(self, asked: ManifestGet, caller: Caller = ANONYMOUS) -> Pulled:
         """The manifest that a tag or digest means. Its config and layers pass the gate with it: a client that has been
         given a manifest may have nowhere else to go for the rest (peers.md §5.3)."""
-        route, origin, rules = self._route(asked)
+        route, origin, rules = self._route(asked, caller)
         if isinstance(asked.target, Tag):
             rules.check_tag(route.reference, asked.target)
             resolved = await self._tags.resolve(route, origin, asked.target)
@@ -83,37 +88,72 @@ class Pull:
         self._pay(route, pulled.held)
         return pulled
 
-    async def blob(self, asked: BlobGet) -> tuple[Route, Opened]:
+    def vouch(self, asked: ManifestGet, pulled: Pulled) -> Callable[[], float | None] | None:
+        """Says, each time it is asked, whether `pulled` would be answered again: its age in seconds, or None for no.
+
+        For answers kept ready: it counts the use like any other, and says no once the plan has changed, something was
+        taken back (`invalidate`), or the tag's time is up. None when the answer cannot be vouched for at all.
+        """
+        if pulled.outcome != "hit" or pulled.trouble:
+            return None
+        plan, n_invalidated = self.plan, self._n_invalidated
+        route, digest = pulled.route, pulled.held.descriptor.digest
+        aged: Callable[[], float | None] | None = lambda: 0.0  # noqa: E731
+        if isinstance(asked.target, Tag):
+            aged = self._tags.vouch(route, plan.origins.of(route), asked.target)
+        if aged is None:
+            return None
+
+        def again() -> float | None:
+            if self.plan is not plan or self._n_invalidated != n_invalidated or (age := aged()) is None:
+                return None
+            self._charges.use(route.project, digest)
+            self._manifests.touch(digest)
+            return age
+
+        return again
+
+    def invalidate(self) -> None:
+        """Something was taken back (a purge, a block): whatever was kept ready is judged anew."""
+        self._n_invalidated += 1
+
+    async def blob(self, asked: BlobGet, caller: Caller = ANONYMOUS) -> tuple[Route, Opened]:
         """A blob, ready to be read; the size is known, the bytes may still be coming."""
-        route, origin, rules = self._route(asked)
+        route, origin, rules = self._route(asked, caller)
         await self._check_digest(route, rules, asked.digest)
         return route, await self._blobs.open(route, origin, asked.digest)
 
-    async def blob_size(self, asked: BlobGet) -> tuple[Route, int, Outcome]:
+    async def blob_size(self, asked: BlobGet, caller: Caller = ANONYMOUS) -> tuple[Route, int, Outcome]:
         """A blob's size in bytes, for HEAD."""
-        route, origin, rules = self._route(asked)
+        route, origin, rules = self._route(asked, caller)
         await self._check_digest(route, rules, asked.digest)
         size, outcome = await self._blobs.size(route, origin, asked.digest)
         return route, size, outcome
 
-    async def tags(self, asked: TagsList) -> tuple[Route, TagPage, Outcome]:
+    async def tags(self, asked: TagsList, caller: Caller = ANONYMOUS) -> tuple[Route, TagPage, Outcome]:
         """One page of the tags that this caller may pull."""
-        route, origin, rules = self._route(asked)
+        route, origin, rules = self._route(asked, caller)
         rules.check_repository(route.reference)
         page, outcome = await self._listings.tags(
             route, origin, n=asked.n, last=asked.last, visible=lambda tag: rules.lists_tag(route.reference, tag)
         )
         return route, page, outcome
 
-    async def referrers(self, asked: ReferrersList) -> tuple[Route, Referrers]:
+    async def referrers(self, asked: ReferrersList, caller: Caller = ANONYMOUS) -> tuple[Route, Referrers]:
         """What refers to a digest."""
-        route, origin, rules = self._route(asked)
+        route, origin, rules = self._route(asked, caller)
         await self._check_digest(route, rules, asked.digest)
         return route, await self._listings.referrers(route, origin, asked.digest)
 
-    def _route(self, asked: ManifestGet | BlobGet | TagsList | ReferrersList) -> tuple[Route, Origin, Rules]:
-        route = self.plan.routes.route(asked.path, asked.ns)
-        return route, self.plan.origins.of(route), self.plan.rules[route.project]
+    def _route(
+        self, asked: ManifestGet | BlobGet | TagsList | ReferrersList, caller: Caller
+    ) -> tuple[Route, Origin, Rules]:
+        """Where it leads, once the caller may read there: before anything is looked up (INV-8)."""
+        plan = self.plan
+        route = plan.routes.route(asked.path, asked.ns)
+        if plan.robots:
+            plan.access.get(route.project, Access(route.project, is_public=False)).check(caller)
+        return route, plan.origins.of(route), plan.rules[route.project]
 
     async def _check_digest(self, route: Route, rules: Rules, digest: Digest) -> None:
         if rules.is_open:

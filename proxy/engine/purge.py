@@ -66,12 +66,14 @@ class Purge:
         self._capacity = capacity
         self._purging = asyncio.Lock()
 
-    async def run(self, selection: Selection, *, project: str = "", dry_run: bool = False) -> Purged:
-        """Take out what is selected, in all projects or one. Raises Unavailable or OutOfSpace when the disk fails.
+    async def run(self, what: str, *, project: str = "", dry_run: bool = False) -> Purged:
+        """Take out what `what` selects (rules/selection.py), in all projects or one.
 
+        Raises BadRequest for what selects nothing by its form, Unavailable or OutOfSpace when the disk fails.
         An image goes with what only it names, and with what refers to it; blobs that another image names stay. A digest
         alone means those very bytes: they go though images name them, and are fetched again when somebody asks.
         """
+        selection = Selection.parse(what)
         await self._capacity.counted()
         async with self._purging:
             chosen = await self._choose(selection, project)

@@ -15,7 +15,6 @@ from proxy.engine.origins import Origin
 from proxy.engine.tasks import TaskOwner
 from proxy.errors import InvalidManifest, NotFound, StoreError, UpstreamError
 from proxy.events import Event, Noticed, Outcome, TagMoved
-from proxy.oci.digest import Digest
 from proxy.oci.names import Tag
 from proxy.ports import Clock, Holding, Records, TagRecord
 from proxy.rules import freshness
@@ -37,6 +36,8 @@ class _Entry:
     validated_monotonic: float | None = None
     retry_at: float = 0.0
     trouble: str = ""
+    #: False once upstream has been asked again: what was remembered beside it no longer holds.
+    is_current: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +72,21 @@ class Tags:
         self._ready: LRUCache[tuple[Holding, Tag], _Entry] = LRUCache(MAX_READY)
         self._asking: Flights[tuple[Holding, Tag], tuple[Held, Outcome]] = Flights(owner, "revalidate tag")
 
-    def at_hand(self, holding: Holding, tag: Tag, origin: Origin) -> tuple[Digest, float] | None:
-        """Digest and age of a tag that may be served without asking, if it is in memory: for the warm path."""
-        entry: _Entry | None = self._ready.get((holding, tag))
+    def vouch(self, route: Route, origin: Origin, tag: Tag) -> Callable[[], float | None] | None:
+        """Says, each time it is asked, how old the answer is in seconds, or None once it may not be served unasked.
+
+        Costs no look-up, for the warm path. None when the tag is not in memory.
+        """
+        entry = self._ready.get((holding_of(route), tag))
         if entry is None:
             return None
-        age = self._age(entry)
-        if freshness.judge(age, origin.tag_policy) is not freshness.Answer.SERVE:
-            return None
-        return entry.record.descriptor.digest, age or 0.0
+
+        def age() -> float | None:
+            old = self._age(entry)
+            serves = entry.is_current and freshness.judge(old, origin.tag_policy) is freshness.Answer.SERVE
+            return (old or 0.0) if serves else None
+
+        return age
 
     async def resolve(self, route: Route, origin: Origin, tag: Tag) -> Resolved:
         """The manifest that `tag` means. Raises UnknownManifest, InvalidManifest, or what upstream raises."""
@@ -176,8 +183,14 @@ class Tags:
             entry = self._ready[(holding, tag)] = _Entry(record)
         return entry
 
+    def _outdate(self, holding: Holding, tag: Tag) -> None:
+        entry = self._ready.pop((holding, tag), None)
+        if entry is not None:
+            entry.is_current = False
+
     async def _write(self, holding: Holding, tag: Tag, held: Held, origin: Origin) -> None:
         record = TagRecord(tag.value, held.descriptor, self._clock.wall(), origin.host)
+        self._outdate(holding, tag)
         self._ready[(holding, tag)] = _Entry(record, self._clock.monotonic())
         try:
             await self._links.put_tag(holding, held.descriptor.digest, tag)
@@ -194,7 +207,7 @@ class Tags:
 
     async def _forget(self, holding: Holding, tag: Tag) -> None:
         """Upstream says that the tag is gone. Its digest stays readable: only the name is forgotten."""
-        self._ready.pop((holding, tag), None)
+        self._outdate(holding, tag)
         try:
             await self._records.remove(holding, tags=[tag])
         except StoreError as error:

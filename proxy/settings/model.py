@@ -68,6 +68,8 @@ ProjectPath = Annotated[str, BeforeValidator(values.project_path_of)]
 RepositoryGlob = Annotated[str, BeforeValidator(values.repository_glob_of)]
 TagGlob = Annotated[str, BeforeValidator(values.tag_glob_of)]
 Rule = Annotated[str, BeforeValidator(values.rule_of)]
+SecretHash = Annotated[SecretStr, AfterValidator(values.secret_hash_of)]
+Instant = Annotated[float, BeforeValidator(values.instant_of)]
 Count = Annotated[int, Field(ge=1)]
 Some = Annotated[tuple[T, ...], BeforeValidator(_listed)]
 K = TypeVar("K")
@@ -151,6 +153,11 @@ class Server(Section):
     )
     tls: Tls | None = setting(
         None, what="Serve HTTPS on every TCP `listen` address.", why="On one machine there is nobody to hide from."
+    )
+    public_url: Url | None = setting(
+        None,
+        what="Where clients reach this, for the log-in of robots: needed where something in front speaks HTTPS for it.",
+        why="Without one, clients are sent back to the name they asked with.",
     )
     shutdown_grace: DurationOrZero = setting(
         "30s",
@@ -446,11 +453,18 @@ class Policy(Section):
 class Robot(Section):
     """An account of a program."""
 
-    secret_hash: SecretStr = setting(
-        what="Hash of its secret, as `breakwater robot create` prints it.", why="There is nothing to guess."
+    secret_hash: Some[SecretHash] = setting(
+        what="Hash of its secret, as `breakwater robot create` prints it; several while a secret is rotated.",
+        why="There is nothing to guess.",
     )
     projects: Some[ProjectName] = setting(
-        what="The projects it may pull through.", why="An account without a purpose is a risk."
+        what="The projects it may pull through, where they are not for anonymous and their `access` names it.",
+        why="An account without a purpose is a risk.",
+    )
+    expires: Instant | None = setting(
+        None,
+        what='When it stops being known: "2027-01-31" (its first moment, UTC) or "2027-01-31T12:00:00Z".',
+        why="Nodes outlive plans; write one where somebody will renew it.",
     )
 
 

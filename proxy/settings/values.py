@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
+
+from pydantic import SecretStr
 
 from proxy.errors import InvalidDigest, InvalidName
 from proxy.oci.digest import Digest
@@ -281,6 +284,29 @@ def path_of(value: Any) -> str:
     if value.startswith("~"):
         raise ValueError("~ is not expanded; write the folder out")
     return value
+
+
+_SECRET_HASH = re.compile(r"\$scrypt\$ln=\d{1,2},r=\d{1,2},p=\d{1,2}\$[A-Za-z0-9+/]{16,88}\$[A-Za-z0-9+/]{22,88}")
+
+
+def secret_hash_of(value: SecretStr) -> SecretStr:
+    """A hash as `breakwater robot create` prints it. Raises ValueError, without repeating it."""
+    if not _SECRET_HASH.fullmatch(value.get_secret_value()):
+        raise ValueError("this is not a hash of a secret: `breakwater robot create NAME` prints one, $scrypt$ln=…")
+    return value
+
+
+def instant_of(value: Any) -> float:
+    """A day or a moment as RFC 3339 writes it, in seconds since 1970; UTC where it has no offset. Raises ValueError."""
+    if isinstance(value, float):
+        return value
+    try:
+        if not isinstance(value, str):
+            raise ValueError("not text")
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError('expected a day or a moment, in quotes: "2027-01-31" or "2027-01-31T12:00:00Z"') from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 # -- rules -------------------------------------------------------------------------------------------------------------

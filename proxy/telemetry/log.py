@@ -137,7 +137,7 @@ class EventLog:
                 "bytes": event.n_bytes,
                 "ms": round(event.seconds * 1000, 3),
             }
-            for key in ("outcome", "upstream", "repository", "project", "rule", "error"):
+            for key in ("outcome", "upstream", "repository", "project", "caller", "rule", "error"):
                 if value := getattr(event, key):
                     line[key] = value
             if event.ending != "whole":

@@ -165,7 +165,7 @@ def openapi(operations: Iterable[Operation], also: Mapping[str, Any], version: s
             "title": "Breakwater admin API",
             "version": version,
             "summary": "What operators ask of a running Breakwater.",
-            "description": "GET asks and POST changes. Changes need the token of `server.admin_token_file`, except over "
+            "description": "GET asks, POST changes. Changes need the token of `server.admin_token_file`, except over "
             "a Unix socket. Requests must name the listener by an address, `localhost` or one of `server.admin_hosts`.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },

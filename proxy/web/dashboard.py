@@ -18,17 +18,12 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from proxy import __version__
-from proxy.engine.freight import Order
 from proxy.engine.orders import Orders
-from proxy.engine.walk import Scope
-from proxy.errors import BadRequest, BreakwaterError
-from proxy.rules.closure import Platforms
-from proxy.rules.lists import in_lines
-from proxy.rules.selection import MAX_CHARS
+from proxy.errors import BreakwaterError
 from proxy.web import spelled
 from proxy.web.api import status_of
 from proxy.web.guard import Refusal, is_unix
-from proxy.web.operations import Few, Search, Seen, ToPurge, look_at, operations, take_out
+from proxy.web.operations import MAX_CHARS, Few, Search, Seen, ToPurge, look_at, operations, take_out
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -166,7 +161,12 @@ class Dashboard:
     async def _prefetch(self, request: web.Request) -> web.Response:
         asked = {name: text for name, text in (await request.post()).items() if isinstance(text, str)}
         try:
-            self._orders.place(_order_of(asked))
+            self._orders.place(
+                asked.get("references", ""),
+                asked.get("platforms", "all"),
+                project=asked.get("project", ""),
+                pin=asked.get("pin") == "yes",
+            )
         except BreakwaterError as error:
             return await self._prefetch_page(request, asked, str(error), status_of(error))
         raise web.HTTPSeeOther("/prefetch")  # so that reloading the page orders nothing again
@@ -257,17 +257,3 @@ def _load(wall: Callable[[], float]) -> _Files:
     for name in templates:
         environment.get_template(name)  # a mistake shows now, and nobody waits for the compiler later
     return _Files(environment, static)
-
-
-def _order_of(form: Mapping[str, str]) -> Order:
-    """The order that a form means. Raises BadRequest with everything that is wrong."""
-    asked = in_lines(form.get("references", ""))
-    if asked.problems:
-        raise BadRequest("; ".join(asked.problems))
-    if not asked.references:
-        raise BadRequest("name at least one image")
-    try:
-        platforms = Platforms.parse(form.get("platforms", "all"))
-    except ValueError as error:
-        raise BadRequest(str(error)) from error
-    return Order(asked.references, Scope(platforms, True), form.get("project") or None, pin=form.get("pin") == "yes")

@@ -17,9 +17,10 @@ from proxy.engine.purge import Purge, Purged
 from proxy.errors import BadRequest, UnknownManifest
 from proxy.events import Refusal, RepositoryUse
 from proxy.oci.descriptor import Descriptor
-from proxy.rules.selection import MAX_CHARS, Selection
 from proxy.web.api import Document, Operation
 
+#: Longer words name nothing.
+MAX_CHARS = 512
 #: What a selection may be made of; anything else cannot name anything here.
 SELECTION = r"^[A-Za-z0-9._:/*@\[\]-]+$"
 
@@ -76,11 +77,18 @@ class TransferStatus(Open):
     age_s: float
 
 
+class BudgetStatus(Open):
+    limit: int | None
+    remaining: int | None
+    window_s: int | None
+
+
 class UpstreamStatus(Open):
     state: str = Field(description='"ok" or "failing": what its last answer was.')
     last_error: str | None
     requests: int
     failures: int
+    budget: BudgetStatus | None = Field(description="What it last said of its rate limit, if anything.")
 
 
 class Status(Open):
@@ -336,10 +344,9 @@ async def look_at(seen: Seen, text: str, project: str = "") -> ImageIn:
 async def take_out(seen: Seen, asked: ToPurge) -> PurgedDocument:
     """Purge. Raises UnknownManifest when nothing is selected, whatever the reason."""
     try:
-        selection = Selection.parse(asked.what)
+        purged = await seen.purge.run(asked.what, project=asked.project, dry_run=asked.dry_run)
     except BadRequest as error:
         raise UnknownManifest(f"nothing here is called {asked.what!r}: {error}") from error
-    purged = await seen.purge.run(selection, project=asked.project, dry_run=asked.dry_run)
     if not purged.found_anything and not purged.n_pinned:
         raise UnknownManifest(f"nothing here is called {asked.what!r}")
     seen.catalogue.forget()

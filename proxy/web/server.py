@@ -26,6 +26,7 @@ from typing import Any
 from aiohttp import HttpVersion10, HttpVersion11, web
 
 from proxy.oci.codes import ErrorCode, envelope
+from proxy.web.ready import READY, Ready, ReadyTable
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -62,9 +63,17 @@ class DataServer:
     """
 
     def __init__(
-        self, handler: Handler, *, log: logging.Logger, limits: Limits | None = None, tls: ssl.SSLContext | None = None
+        self,
+        handler: Handler,
+        *,
+        log: logging.Logger,
+        limits: Limits | None = None,
+        tls: ssl.SSLContext | None = None,
+        ready: ReadyTable | None = None,
     ) -> None:
+        """`ready`: answers that a handler offered to be kept (web/ready.py); None: every request takes the long way."""
         self._handler = handler
+        self._ready = ready
         self._log = log
         self._limits = limits or Limits()
         self._tls = tls
@@ -92,7 +101,7 @@ class DataServer:
         then.
         """
         loop = asyncio.get_running_loop()
-        server = self._server = _Server(self._answer, loop, self._limits, self._log)
+        server = self._server = _Server(self._answer, loop, self._limits, self._log, self._ready)
         sockets = list(inherited)
         try:
             for address in listen:
@@ -152,9 +161,17 @@ def refusal(status: int, code: ErrorCode, sentence: str) -> web.Response:
 class _Server(web.Server):
     """aiohttp's server, making our kind of connection and able to say when the last one is gone."""
 
-    def __init__(self, handler: Handler, loop: asyncio.AbstractEventLoop, limits: Limits, log: logging.Logger) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        loop: asyncio.AbstractEventLoop,
+        limits: Limits,
+        log: logging.Logger,
+        ready: ReadyTable | None,
+    ) -> None:
         super().__init__(handler, handler_cancellation=True, loop=loop)
         self.limits = limits
+        self.ready = ready
         self.log = log
         self.grumble = _Grumble(log, loop)
         self._emptied = asyncio.Event()
@@ -206,12 +223,15 @@ class Connection(web.RequestHandler):
     """One client's connection. See the module for what it adds to aiohttp's."""
 
     __slots__ = (
+        "_at_boundary",
         "_half_closed_timer",
         "_header_timer",
         "_input_ended",
         "_is_discarding",
         "_is_half_closed",
         "_progress",
+        "_remote",
+        "_request_bytes",
         "_server",
         "is_surplus",
     )
@@ -239,6 +259,11 @@ class Connection(web.RequestHandler):
         self._is_discarding = False
         self._input_ended: asyncio.Future[None] | None = None
         self._progress: object = None
+        self._remote = ""
+        #: The parser holds no part of a request: what comes next begins one.
+        self._at_boundary = True
+        #: The bytes of the one request that is being answered, when they came alone; else b"".
+        self._request_bytes = b""
 
     @property
     def is_idle(self) -> bool:
@@ -264,6 +289,8 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        self._remote = str(peer[0]) if isinstance(peer, tuple) else "unix"
         surplus = self._server.n_connections - self._server.limits.n_connections
         if surplus > 0:
             self.is_surplus = True
@@ -279,14 +306,36 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         if self._is_discarding:
             return
+        if self._at_boundary and self.is_idle and self._answer_ready(data):
+            return
         n_requests = self._request_count
+        was_alone = self._at_boundary and self.is_idle
         super().data_received(data)
+        if data:
+            # A head ends so, and no body follows one here: a request with one is refused and its connection closed.
+            self._at_boundary = data.endswith(b"\r\n\r\n")
+            is_whole = was_alone and self._at_boundary and self._request_count == n_requests + 1
+            self._request_bytes = data if is_whole else b""
         if self._request_count != n_requests:
             if self._header_timer is not None:
                 self._header_timer.cancel()
                 self._header_timer = None
         elif self._header_timer is None and self.is_idle and data:
             self._header_timer = self._loop.call_later(self._server.limits.headers_s, self._on_header_deadline)
+
+    def _answer_ready(self, data: bytes) -> bool:
+        """Write the kept answer to exactly these bytes, if there is one."""
+        table, transport = self._server.ready, self.transport
+        if table is None or transport is None or self._force_close or self._close or self.is_surplus:
+            return False
+        if transport.get_write_buffer_size():
+            return False
+        answer = table.find(data, self._remote)
+        if answer is None:
+            return False
+        transport.write(answer)
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        return True
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio.Protocol allows it, aiohttp narrows to None
         """A client may close its sending half after its last request (RFC 9112 § 9.6) and still gets its answers."""
@@ -306,11 +355,21 @@ class Connection(web.RequestHandler):
         resp, is_reset = await super().finish_response(request, resp, start_time)
         if is_reset:
             return resp, is_reset
+        self._maybe_keep(request, resp)
         if self._is_half_closed and not self._messages:
             self.close()  # nothing more can come
         elif not resp.keep_alive and not self._is_half_closed:
             await self._linger()
         return resp, is_reset
+
+    def _maybe_keep(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """Keep the answer, if its handler offers that and the request came whole, alone and will not be its last."""
+        ready = request.get(READY)
+        table, whole = self._server.ready, self._request_bytes
+        if not isinstance(ready, Ready) or table is None or not whole:
+            return
+        if response.keep_alive and request.version == HttpVersion11:
+            table.keep(whole, response, ready)
 
     async def _linger(self) -> None:
         """Send FIN, then read and forget until the client has closed too.

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from proxy.engine.blobs import Blobs, Limits, Opened
 from proxy.engine.capacity import Capacity
+from proxy.engine.charges import Charges
 from proxy.engine.links import Links
 from proxy.engine.listings import Listings
 from proxy.engine.manifests import Manifests
@@ -35,6 +36,7 @@ from proxy.ports import LocalFile, ManifestHead, TagPage, Upstream, UpstreamMani
 from proxy.rules.freshness import TagPolicy
 from proxy.rules.gates.allowlist import Rules
 from proxy.rules.ledger import Ledger
+from proxy.rules.quota import Allowance
 from proxy.rules.routes import DEFAULT_PROJECT, ProjectRoute, Route, Routes
 from proxy.store.disk import DiskStore
 from proxy.store.memory import MemoryStore
@@ -266,6 +268,7 @@ class Engine:
     events: list[Event] = field(default_factory=list)
     #: What background tasks that failed were reported with. Empty at the end, or the test fails.
     reports: list[str] = field(default_factory=list)
+    charges: Charges = field(init=False)
 
     @property
     def ledger(self) -> Ledger:
@@ -353,6 +356,7 @@ async def engine(
     tag_policy: TagPolicy | None = None,
     rules: Iterable[Rules] = (),
     projects: tuple[ProjectRoute, ...] = (),
+    allowances: Mapping[str, Allowance] | None = None,
     is_counted: bool = True,
     events: list[Event] | None = None,
 ) -> AsyncIterator[Engine]:
@@ -384,10 +388,12 @@ async def engine(
     verification = Verification(owner, clock, condemn=condemn)
     links = Links(store_.records, owner)
     around = {"clock": clock, "owner": owner, "observe": events.append}
-    manifests = Manifests(store_.blobs, kept, links, verification, **around)  # type: ignore[arg-type]
+    charges = Charges(allowances or {}, store_.charges, kept, **around)  # type: ignore[arg-type]
+    await charges.load()
+    manifests = Manifests(store_.blobs, kept, charges, links, verification, **around)  # type: ignore[arg-type]
     tags = Tags(store_.records, manifests, links, **around)  # type: ignore[arg-type]
     blobs = Blobs(
-        Work(store_.blobs, kept, clock, lambda: 0.0, events.append),
+        Work(store_.blobs, kept, clock, lambda: 0.0, events.append, charges),
         links,
         verification,
         owner=owner,
@@ -400,11 +406,11 @@ async def engine(
     for name in (DEFAULT_PROJECT, *(project.name for project in projects)):
         by_project.setdefault(name, Rules(name))
     plan = Plan(Routes(frozenset(asked), next(iter(asked)), projects), by_project, Origins(origins))
-    pull = Pull(plan, tags=tags, manifests=manifests, blobs=blobs, listings=listings, links=links)
+    pull = Pull(plan, tags=tags, manifests=manifests, blobs=blobs, listings=listings, links=links, charges=charges)
     running = Engine(
         asked, store_, clock, owner, kept, verification, links, manifests, tags, blobs, listings, pull, origins
     )
-    running.events, running.reports = events, reports
+    running.events, running.reports, running.charges = events, reports, charges
     if is_counted:
         kept.start()
         while not kept.is_counted:

@@ -99,7 +99,8 @@ def test_help_and_version_end_well(run: Run) -> None:
     answer = run("--help")
     assert answer.code == 0
     listed = [line.split()[0] for line in answer.out.partition("Commands:")[2].splitlines() if line.strip()]
-    assert listed == ["hosts-toml", "serve", "settings", "status"]
+    assert listed == sorted(listed)
+    assert {"hosts-toml", "robot", "serve", "settings", "status"} <= set(listed)
     assert run("--version").out == f"breakwater {proxy.__version__}\n"
 
 
