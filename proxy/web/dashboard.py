@@ -155,8 +155,7 @@ class Dashboard:
         return await self._page(request, "purge.html", refusal.status if refusal else 200, **words)
 
     async def _before_prefetch(self, request: web.Request) -> web.Response:
-        asked = {"platforms": "all", **{name: text[:MAX_CHARS] for name, text in request.query.items()}}
-        return await self._prefetch_page(request, asked)
+        return await self._prefetch_page(request, {name: text[:MAX_CHARS] for name, text in request.query.items()})
 
     async def _prefetch(self, request: web.Request) -> web.Response:
         asked = {name: text for name, text in (await request.post()).items() if isinstance(text, str)}
@@ -174,9 +173,10 @@ class Dashboard:
     async def _prefetch_page(
         self, request: web.Request, asked: Mapping[str, str], trouble: str = "", status: int = 200
     ) -> web.Response:
+        fields = {"references": "", "platforms": "all", "project": "", "pin": "", **asked}
         names = sorted(self._seen.projects())
         return await self._page(
-            request, "prefetch.html", status, here="/prefetch", asked=asked, trouble=trouble, project_names=names
+            request, "prefetch.html", status, here="/prefetch", asked=fields, trouble=trouble, project_names=names
         )
 
     async def _placed(self, request: web.Request) -> web.Response:
@@ -201,7 +201,7 @@ class Dashboard:
 
     # -- rendering --------------------------------------------------------------------------------------------------
 
-    async def _page(self, request: web.Request, template: str, status: int = 200, **words: Any) -> web.Response:
+    async def _page(self, request: web.Request, template: str, code: int = 200, **words: Any) -> web.Response:
         everywhere = {
             "version": __version__,
             "orders": self._orders.all(),
@@ -211,7 +211,7 @@ class Dashboard:
         found = await self._loaded()
         text = found.environment.get_template(template).render(everywhere | words)
         return web.Response(
-            status=status, text=text, content_type="text/html", headers={"Content-Security-Policy": _POLICY}
+            status=code, text=text, content_type="text/html", headers={"Content-Security-Policy": _POLICY}
         )
 
     async def _static(self, request: web.Request) -> web.Response:
