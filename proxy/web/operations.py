@@ -477,43 +477,66 @@ def _text(raw: str) -> str:
     return raw.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-#: How the document shows what freight.py serves.
-PREFETCH: Mapping[str, Any] = {
-    "/api/v1/prefetch": {
+# -- what freight.py serves, as the document shows it ------------------------------------------------------------------
+
+_ORDER = {
+    "type": "object",
+    "properties": {
+        "references": {"type": "array", "items": {"type": "string"}},
+        "platforms": {"type": "string", "default": "all", "examples": ["linux/amd64,linux/arm64"]},
+        "referrers": {"type": "boolean", "default": True},
+        "project": {"type": ["string", "null"]},
+        "pin": {"type": "boolean", "default": False},
+    },
+}
+_LINES = {"application/x-ndjson": {"schema": {"type": "string"}}}
+
+
+def _freight(name: str, summary: str, body: str, schema: Mapping[str, Any], answers: Mapping[str, Any]) -> Any:
+    refusals = {
+        "400": "It cannot be understood.",
+        "401": "The token is missing or wrong.",
+        "403": "The request comes from another site's page.",
+        "421": "The Host header names somebody else.",
+        "503": "There is no room, or the store cannot be read.",
+    }
+    return {
         "post": {
-            "operationId": "post_prefetch",
-            "summary": "Fill the store with images; progress as lines of JSON, the report last.",
+            "operationId": f"post_{name}",
+            "summary": summary,
             "security": [{"token": []}],
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/json": {
-                        "schema": {
-                            "type": "object",
-                            "properties": {
-                                "references": {"type": "array", "items": {"type": "string"}},
-                                "platforms": {"type": "string", "default": "all", "examples": ["linux/amd64"]},
-                                "referrers": {"type": "boolean", "default": True},
-                                "project": {"type": ["string", "null"]},
-                                "pin": {"type": "boolean", "default": False},
-                            },
-                        }
-                    }
-                },
-            },
+            "requestBody": {"required": True, "content": {body: {"schema": schema}}},
             "responses": {
                 "200": {
-                    "description": "One JSON object a line, each with an `event`: `step`, then `report` or `error`.",
-                    "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+                    "description": "Done, or being done: what is missing is said in the report.",
+                    "content": answers,
                 },
-                "400": {"description": "The order cannot be understood.", "content": {"application/json": {}}},
-                "401": {"description": "The token is missing or wrong.", "content": {"application/json": {}}},
-                "403": {
-                    "description": "The request comes from another site's page.",
-                    "content": {"application/json": {}},
+                **{
+                    status: {"description": meaning, "content": {"application/json": {}}}
+                    for status, meaning in refusals.items()
                 },
-                "421": {"description": "The Host header names somebody else.", "content": {"application/json": {}}},
             },
         }
     }
+
+
+#: Long work: lines of JSON come while it goes on, each with an `event`: `step`, then one `report` or `error`.
+FREIGHT: Mapping[str, Any] = {
+    "/api/v1/prefetch": _freight(
+        "prefetch", "Fill the store with images; lines of JSON while it goes on.", "application/json", _ORDER, _LINES
+    ),
+    "/api/v1/export": _freight(
+        "export",
+        "Pack images into a bundle; the bundle, or a report of what is missing for one.",
+        "application/json",
+        _ORDER,
+        {"application/x-tar": {}, "application/json": {}},
+    ),
+    "/api/v1/import": _freight(
+        "import",
+        "Take a bundle in; lines of JSON while it goes on.",
+        "application/octet-stream",
+        {"type": "string", "format": "binary"},
+        _LINES,
+    ),
 }
