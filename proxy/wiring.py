@@ -20,8 +20,10 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
 from proxy import __version__
+from proxy.archives.tar import framed, members_of
 from proxy.clock import SystemClock
 from proxy.engine.blobs import Blobs, Limits
+from proxy.engine.bundle import Export, Import, Parts
 from proxy.engine.capacity import Capacity
 from proxy.engine.charges import Charges
 from proxy.engine.freight import Freight
@@ -34,6 +36,7 @@ from proxy.engine.prefetch import Prefetch
 from proxy.engine.pull import Plan, Pull
 from proxy.engine.pump import Work
 from proxy.engine.robots import Robots
+from proxy.engine.seal import Seal
 from proxy.engine.tags import Tags
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.verification import Verification
@@ -95,6 +98,7 @@ class Appliance:
     health: UpstreamHealth
     pins: Pins
     freight: Freight
+    seal: Seal
     started_at: float
     is_stopping: bool = False
     #: Why the last reload changed nothing; "" when it was taken up, or there was none.
@@ -143,10 +147,14 @@ class Appliance:
         )
 
         pins = Pins(store.notes, capacity.ledger, owner, keeps_all=settings.server.sealed)
+        seal = Seal(store.notes, owner)
         try:
             await pins.load()
+            await seal.load()
+            if sealed := frozenset(str(host) for host, upstream in settings.upstreams.items() if upstream.sealed):
+                await pins.keep_all_of(store.records, sealed)
         except StoreError as error:
-            log.say("error", f"nothing is pinned: {error}")
+            log.say("error", f"what is pinned is not known: {error}")
         capacity.pinned = pins
 
         async def condemn(digest: Digest, why: str) -> None:
@@ -204,6 +212,27 @@ class Appliance:
             limits=ServerLimits(n_connections=settings.server.max_connections),
             tls=tls,
         )
+        parts = Parts(
+            pull=pull,
+            blobs=store.blobs,
+            records=store.records,
+            links=links,
+            manifests=manifests,
+            tags=tags,
+            capacity=capacity,
+            charges=charges,
+            pins=pins,
+            clock=clock,
+            owner=owner,
+        )
+        freight = Freight(
+            Prefetch(pull, capacity, pins, clock=clock),
+            Export(parts),
+            Import(parts),
+            seal,
+            framed=framed,
+            members_of=members_of,
+        )
         self = cls(
             settings=settings,
             owner=owner,
@@ -222,7 +251,8 @@ class Appliance:
             admin_addresses=(),
             health=health,
             pins=pins,
-            freight=Freight(Prefetch(pull, capacity, pins, clock=clock)),
+            freight=freight,
+            seal=seal,
             started_at=clock.monotonic(),
         )
         try:
@@ -333,6 +363,8 @@ class Appliance:
             "version": __version__,
             "uptime_s": round(now - self.started_at, 3),
             "sealed": self.settings.server.sealed,
+            "seal": self.seal.as_json(),
+            "pins": {"references": len(self.pins), "bytes": self.pins.n_bytes},
             "ready": word,
             "reason": reason,
             "requests": {o: outcomes.get(o, 0) for o in ("hit", "coalesced", "miss", "stale", "denied", "failed")},

@@ -73,6 +73,30 @@ def told(
         connection.close()
 
 
+def fetched(settings: Settings, path: str, body: bytes, take: Callable[[bytes], None]) -> dict[str, Any] | None:
+    """POST an order in JSON, and hand what comes back to `take`, piece by piece; None then. A report in its stead is
+    returned. Raises Refused, or NoAnswer where the answer breaks off.
+    """
+    address = settings.server.admin_listen
+    connection = connection_to(address)
+    connection.timeout = PATIENCE_S
+    try:
+        connection.request("POST", path, body, {"Content-Type": "application/json", **_token()})
+        response = connection.getresponse()
+        if response.status != 200:
+            raise Refused(_why(response.status, response.read(1 << 16)))
+        if response.getheader("Content-Type", "").startswith("application/json"):
+            report: dict[str, Any] = json.loads(response.read())
+            return report
+        while piece := response.read(1 << 20):
+            take(piece)
+        return None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise NoAnswer(f"{address}: {str(error) or type(error).__name__}") from error
+    finally:
+        connection.close()
+
+
 class _Sending(threading.Thread):
     """Sends the body in chunks (RFC 9112 §7.1) while the answer is read elsewhere."""
 

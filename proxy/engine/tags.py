@@ -199,6 +199,11 @@ class Tags:
         except StoreError as error:
             self._observe(Noticed("warning", f"the record of {holding}:{tag} could not be kept: {error}"))
 
+    async def learn(self, holding: Holding, record: TagRecord) -> None:
+        """A bundle says what a tag means; durable when it returns. Raises OutOfSpace or Unavailable."""
+        await self._records.put_tag(holding, record)
+        self._ready[(holding, Tag(record.tag))] = _Entry(record)
+
     async def _forget(self, holding: Holding, tag: Tag) -> None:
         """Upstream says that the tag is gone. Its digest stays readable: only the name is forgotten."""
         self._outdate(holding, tag)

@@ -191,6 +191,10 @@ class Wire:
         if self._maybe_session is not None:
             await self._maybe_session.close()
 
+    def __len__(self) -> int:
+        """How many answers somebody still has open."""
+        return len(self._replies)
+
     def _stopping(self) -> Unreachable:
         host = self._policy.host
         return Unreachable(f"upstream {host} is not asked any more: Breakwater is stopping", upstream=host)

@@ -59,7 +59,7 @@ def routed(routes: Routes, name: str, ns: str | None = None, project: str | None
     ],
 )  # fmt: skip
 def test_a_request_leads_there(name: str, ns: str | None, project: str | None, expected: tuple[str, str, str]) -> None:
-    """product.md, Routing: 1 project, 2 ns, 3 first element, 4 default upstream; then the first project that matches."""
+    """product.md, Routing: 1 project, 2 ns, 3 first element, 4 default upstream; then the first matching project."""
     assert routed(ROUTES, name, ns, project) == expected
 
 

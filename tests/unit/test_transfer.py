@@ -28,7 +28,7 @@ def test_the_table_has_these_steps_and_no_others(state: State, to: State) -> Non
 
 def test_what_has_ended_stays_so() -> None:
     """Three ends, and nothing follows them."""
-    assert ENDED == {State.COMMITTED, State.FAILED, State.ABANDONED}
+    assert {State.COMMITTED, State.FAILED, State.ABANDONED} == ENDED
 
 
 @pytest.mark.parametrize(
