@@ -104,7 +104,26 @@ class Noticed:
     sentence: str
 
 
-Event = Answered | UpstreamAsked | UpstreamUnreached | UpstreamBytes | TransferEnded | TagMoved | Evicted | Noticed
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What is allowed or kept was changed. `what`: robot, rules, blob, …; `how`: added, removed, changed, purged."""
+
+    what: str
+    name: str
+    how: str
+
+
+Event = (
+    Answered
+    | UpstreamAsked
+    | UpstreamUnreached
+    | UpstreamBytes
+    | TransferEnded
+    | TagMoved
+    | Evicted
+    | Changed
+    | Noticed
+)
 
 
 # -- what events add up to ---------------------------------------------------------------------------------------------

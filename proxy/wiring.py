@@ -23,11 +23,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from proxy import __version__, admin_token
 from proxy.archives.tar import framed, members_of
 from proxy.clock import SystemClock
+from proxy.engine import changes
 from proxy.engine.blobs import Blobs, Limits
 from proxy.engine.bundle import Export, Import, Parts
 from proxy.engine.capacity import Capacity
 from proxy.engine.catalogue import Catalogue
 from proxy.engine.charges import Charges
+from proxy.engine.explain import Explain
 from proxy.engine.freight import Freight
 from proxy.engine.links import Links
 from proxy.engine.listings import Listings
@@ -63,10 +65,12 @@ from proxy.settings.changes import taken_up
 from proxy.store.disk import DiskStore
 from proxy.store.lock import PATIENCE_S
 from proxy.telemetry.activity import Activity
+from proxy.telemetry.audit import Audit, TurningFile
 from proxy.telemetry.log import EventLog, LineWriter
 from proxy.telemetry.tally import Tally
 from proxy.upstream.client import RegistryClient
 from proxy.web import freight as freight_routes
+from proxy.web import projects as project_routes
 from proxy.web import operations
 from proxy.web.admin import Admin, Probes
 from proxy.web.callers import Callers
@@ -95,6 +99,9 @@ class Appliance:
     tls: ssl.SSLContext | None
     capacity: Capacity
     charges: Charges
+    explain: Explain
+    audit: LineWriter | None
+    observe: Callable[[Event], None]
     blobs: Blobs
     pull: Pull
     tally: Tally
@@ -130,11 +137,15 @@ class Appliance:
         health = UpstreamHealth(clock.monotonic)
         activity = Activity(clock.wall)
 
+        watching: list[Callable[[Event], None]] = []
+
         def observe(event: Event) -> None:
             tally.observe(event)
             health.observe(event)
             activity.observe(event)
             log.observe(event)
+            for watch in watching:
+                watch(event)
 
         owner = TaskOwner(lambda sentence: log.say("error", sentence))
         store = await DiskStore.open(
@@ -147,6 +158,12 @@ class Appliance:
         fitted = await asyncio.to_thread(fitting.fit, settings)
         fitting.use(fitted)
         tls = await asyncio.to_thread(server_tls, settings)
+        audit: LineWriter | None = None
+        try:
+            audit = LineWriter(await asyncio.to_thread(lambda: TurningFile(store.path / "audit" / "audit.jsonl")))
+            watching.append(Audit(audit, clock.wall).observe)
+        except OSError as error:  # a disk that is read-only serves hits, and must not keep us from starting
+            log.say("error", f"there is no audit log: {error.strerror}")
         space = await store.blobs.space()
         min_free = settings.store.min_free
         inode_share = settings.store.min_free_inode_share
@@ -211,6 +228,7 @@ class Appliance:
             clock,
             pace=ReaderPace(int(settings.transfers.reader_min_rate), settings.transfers.reader_min_rate_window),
         )
+        explain = Explain(lambda: pull.plan, links, store.records, charges)
         callers = Callers(
             Robots(key=secrets.token_bytes(32), clock=clock, owner=owner),
             lambda: pull.plan.robots,
@@ -256,6 +274,9 @@ class Appliance:
             tls=tls,
             capacity=capacity,
             charges=charges,
+            explain=explain,
+            audit=audit,
+            observe=observe,
             blobs=blobs,
             pull=pull,
             tally=tally,
@@ -323,7 +344,10 @@ class Appliance:
             probes=probes,
             guard=Guard(token, names, place),
             operations=[*operations.operations(seen)],
-            also=freight_routes.routes(self.freight),
+            also=[
+                *freight_routes.routes(self.freight),
+                *project_routes.routes(self.explain.of, self.usage, self.charges.recount),
+            ],
             described=operations.FREIGHT,
             pages=Dashboard(seen, orders, wall=self.clock.wall, token_place=place),
             version=__version__,
@@ -342,8 +366,10 @@ class Appliance:
         plan = plan_of(settings, {host: each.client for host, each in fitted.items()})
         # Nothing below fails or waits, so that no request sees half of it.
         self.settings = settings
-        self.pull.plan = plan
+        old, self.pull.plan = self.pull.plan, plan
         self.charges.allow(allowances_of(settings))
+        for change in changes.between(old, plan):
+            self.observe(change)
         self.fitting.use(fitted)
         self.health.forget_others({str(host) for host in settings.upstreams})
         if self.tls is not None and settings.server.tls is not None:
@@ -369,6 +395,8 @@ class Appliance:
         await self.charges.aclose()
         await self.capacity.remember()
         await self.fitting.aclose()
+        if self.audit is not None:
+            await asyncio.to_thread(self.audit.close)
         self.sender.close()
         await self.store.aclose()
 
@@ -445,12 +473,44 @@ class Appliance:
         budget = client.budget if client is not None else None
         return {**self.health.of(host), "budget": asdict(budget) if budget is not None else None}
 
+    def usage(self) -> dict[str, Any]:
+        """The document of /api/v1/usage: what projects pay for, and what is on disk."""
+        ledger, projects = self.capacity.ledger, self.charges.usage()
+        return {
+            "projects": [
+                {
+                    "project": one.project,
+                    "used_bytes": one.charged_bytes,
+                    "reserved_bytes": one.reserved_bytes,
+                    "blobs": one.n_blobs,
+                    "quota_bytes": one.quota,
+                    "on_full": one.on_full,
+                }
+                for one in projects
+            ],
+            "store": {
+                "logical_bytes": sum(one.charged_bytes for one in projects),
+                "physical_bytes": ledger.committed,
+                "capacity_bytes": ledger.capacity,
+                "blobs": len(ledger),
+            },
+            "drift": [
+                {"project": one.project, "gone": one.n_gone, "resized": one.n_resized, "bytes": one.n_bytes}
+                for one in self.charges.drift
+            ],
+        }
+
     def metrics(self) -> bytes:
         """The document of /metrics."""
         tally, ledger = self.tally, self.capacity.ledger
         tally.gauge("breakwater_store_bytes", "Bytes on disk, committed.", ledger.committed)
         tally.gauge("breakwater_store_reserved_bytes", "Bytes promised to running transfers.", ledger.reserved)
         tally.gauge("breakwater_store_capacity_bytes", "What the store may hold.", ledger.capacity)
+        usage = self.charges.usage()
+        used: dict[tuple[str, ...], float] = {(one.project,): one.charged_bytes for one in usage}
+        tally.gauge("breakwater_project_bytes", "Bytes that a project pays for.", used, "project")
+        quotas: dict[tuple[str, ...], float] = {(one.project,): one.quota for one in usage if one.quota is not None}
+        tally.gauge("breakwater_project_quota_bytes", "What a project may pay for.", quotas, "project")
         tally.gauge("breakwater_store_blobs", "Blobs in the store.", len(ledger))
         tally.gauge("breakwater_transfers_in_flight", "Transfers running.", sum(1 for _ in self.blobs.running()))
         tally.gauge("breakwater_connections", "Client connections open.", self.data.n_connections)

@@ -232,7 +232,7 @@ def _of_project(here: Place, project: Project, settings: Settings, hosts: Mappin
 
 def _literal_host(rule: str) -> str | None:
     """The source host that a rule begins with, when it begins with one and not with a pattern."""
-    if values.is_digest_rule(rule):
+    if values.is_digest_rule(rule) or values.is_type_rule(rule):
         return None
     first = rule.split("/", 1)[0]
     return None if any(sign in first for sign in "*?[") else first
