@@ -70,8 +70,8 @@ from proxy.telemetry.log import EventLog, LineWriter
 from proxy.telemetry.tally import Tally
 from proxy.upstream.client import RegistryClient
 from proxy.web import freight as freight_routes
-from proxy.web import projects as project_routes
 from proxy.web import operations
+from proxy.web import projects as project_routes
 from proxy.web.admin import Admin, Probes
 from proxy.web.callers import Callers
 from proxy.web.dashboard import Dashboard
@@ -348,7 +348,7 @@ class Appliance:
                 *freight_routes.routes(self.freight),
                 *project_routes.routes(self.explain.of, self.usage, self.charges.recount),
             ],
-            described=operations.FREIGHT,
+            described=operations.ELSEWHERE,
             pages=Dashboard(seen, orders, wall=self.clock.wall, token_place=place),
             version=__version__,
         )
