@@ -39,7 +39,7 @@ from proxy.engine.tasks import TaskOwner
 from proxy.engine.verification import Verification
 from proxy.errors import InvalidSettings, StoreError
 from proxy.events import Event, Noticed, UpstreamAsked, UpstreamUnreached
-from proxy.fitting import Fitting
+from proxy.fitting import Fitting, asked_of, conditions_shown
 from proxy.oci.digest import Digest
 from proxy.ports import Upstream
 from proxy.rules.freshness import TagPolicy
@@ -57,7 +57,6 @@ from proxy.store.disk import DiskStore
 from proxy.store.lock import PATIENCE_S
 from proxy.telemetry.log import EventLog, LineWriter
 from proxy.telemetry.tally import Tally
-from proxy.upstream.client import RegistryClient
 from proxy.web import freight as freight_routes
 from proxy.web.admin import Admin
 from proxy.web.callers import Callers
@@ -176,7 +175,7 @@ class Appliance:
         )
         listings = Listings(links, manifests, tags, clock=clock, owner=owner, observe=observe)
         pull = Pull(
-            plan_of(settings, fitting.clients),
+            plan_of(settings, fitting.upstreams),
             tags=tags,
             manifests=manifests,
             blobs=blobs,
@@ -267,7 +266,7 @@ class Appliance:
         fitted = await asyncio.to_thread(self.fitting.fit, settings)
         # A context that took half of a pair would refuse every handshake: try on one that nobody uses.
         await asyncio.to_thread(server_tls, settings)
-        plan = plan_of(settings, {host: each.client for host, each in fitted.items()})
+        plan = plan_of(settings, asked_of(fitted))
         # Nothing below fails or waits, so that no request sees half of it.
         self.settings = settings
         self.pull.plan = plan
@@ -360,7 +359,10 @@ class Appliance:
                 }
                 for transfer in self.blobs.running()
             ],
-            "upstreams": {host: self.health.of(host) for host in sorted(map(str, self.settings.upstreams))},
+            "upstreams": {
+                host: self.health.of(host) | conditions_shown(self.fitting.conditions(host))
+                for host in sorted(map(str, self.settings.upstreams))
+            },
             "connections": self.data.n_connections,
             "listen": list(self.data.addresses),
         }
@@ -378,6 +380,7 @@ class Appliance:
             (str(host),): float(self.health.is_up(str(host))) for host in self.settings.upstreams
         }
         tally.gauge("breakwater_upstream_up", "1 while the last answer was one, else 0.", up, "upstream")
+        self.fitting.gauge(tally.gauge)
         is_taken_up = 0.0 if self.reload_problem else 1.0
         tally.gauge("breakwater_reload_successful", "1 unless the last reload found a mistake.", is_taken_up)
         registry = CollectorRegistry()
@@ -440,7 +443,7 @@ class UpstreamHealth:
 # -- settings become values --------------------------------------------------------------------------------------------
 
 
-def plan_of(settings: Settings, clients: Mapping[str, RegistryClient]) -> Plan:
+def plan_of(settings: Settings, clients: Mapping[str, Upstream]) -> Plan:
     """Routing, rules and upstreams as one immutable value."""
     default = effective_default(settings)
     projects = tuple(
