@@ -168,19 +168,25 @@ class Fitting:
 
 def conditions_shown(conditions: Sequence[Condition]) -> dict[str, Any]:
     """What the status document says of an upstream's addresses; "open" only when none of them is asked."""
-    if not conditions:
-        return {}
     addresses = [
         {
             "url": each.address,
             "circuit": each.circuit,
-            "budget": {"limit": each.limit, "remaining": each.remaining, "window_s": each.window_s, "low": each.is_low},
+            "budget": _budget_shown(each),
+            "is_low": each.is_low,
             "throttled_for_s": None if each.throttled_for_s is None else round(each.throttled_for_s, 1),
         }
         for each in conditions
     ]
-    is_open = all(each.circuit == "open" for each in conditions)
-    return {"addresses": addresses} | ({"state": "open"} if is_open else {})
+    is_open = bool(conditions) and all(each.circuit == "open" for each in conditions)
+    budget = next((shown for each in conditions if (shown := _budget_shown(each)) is not None), None)
+    return {"budget": budget, "addresses": addresses} | ({"state": "open"} if is_open else {})
+
+
+def _budget_shown(condition: Condition) -> dict[str, int | None] | None:
+    if condition.limit is None and condition.remaining is None:
+        return None
+    return {"limit": condition.limit, "remaining": condition.remaining, "window_s": condition.window_s}
 
 
 def asked_of(fitted: Mapping[str, Fitted]) -> Mapping[str, Upstream]:

@@ -234,6 +234,8 @@ class ChargeJournal(Protocol):
 
     async def rewrite(self, project: str, charges: Sequence[tuple[Digest, int]]) -> None:
         """Replace all that was said of the project; the old list stands until the new one is durable. Raises alike."""
+
+
 class Notes(Protocol):
     """A few named documents of the store, each written whole: pins, what a seal was made of."""
 
@@ -370,6 +372,20 @@ class Upstream(Protocol):
     async def referrers(self, repository: Repository, digest: Digest, *, artifact_type: str) -> bytes | None:
         """The referrers index as upstream sent it, all pages joined; None where upstream has no referrers API (404)."""
         ...
+
+
+# -- archives ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A plain file of an archive. `pieces` are its `size` bytes, in order, once, and before the next member is asked
+    for. Reading them raises BadArchive when the archive ends before they do.
+    """
+
+    name: str
+    size: int
+    pieces: AsyncIterator[bytes]
 
 
 # -- how to serve, as a value --------------------------------------------------------------------------------------

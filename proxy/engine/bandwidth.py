@@ -1,6 +1,6 @@
 """How fast bodies may come from one upstream, all together.
 
-Each piece is taken first and waited for after, so a body of the size of a piece is never delayed before its first
+Each piece is taken first and paid for after, so a body of the size of a piece is never delayed before its first
 byte, and over any time the rate holds but for one piece of each transfer. Transfers take turns in the order in which
 they come back for more: one that is alone has the whole rate, and of n that read all the time each has its n-th part.
 The rate may change at any time, for transfers that run, too.
@@ -23,13 +23,18 @@ class Share:
         self._free_at = 0.0
         self.rate = rate
 
-    async def taken(self, n_bytes: int) -> None:
-        """So many bytes came: return when the next may be taken."""
-        if self.rate is None:
-            return
+    def charge(self, n_bytes: int) -> float:
+        """So many bytes came. Returns when, by the clock, whoever took them may take more."""
         now = self._clock.monotonic()
+        if self.rate is None:
+            return now
         self._free_at = max(self._free_at, now) + n_bytes / self.rate
-        await self._clock.sleep(self._free_at - now)
+        return self._free_at
+
+    async def reached(self, at: float) -> None:
+        """Return at the time that `charge` gave."""
+        if (wait_s := at - self._clock.monotonic()) > 0:
+            await self._clock.sleep(wait_s)
 
 
 class LimitedUpstream:
@@ -65,22 +70,23 @@ class LimitedUpstream:
 
 
 class _LimitedBody:
-    """A body that waits its turn after each piece."""
+    """A body that waits its turn before each piece but its first."""
 
-    __slots__ = ("_body", "_share", "offset", "size", "source")
+    __slots__ = ("_body", "_next_at", "_share", "offset", "size", "source")
 
     def __init__(self, body: BlobBody, share: Share) -> None:
         self._body = body
         self._share = share
+        self._next_at = 0.0
         self.size = body.size
         self.offset = body.offset
         self.source = body.source
 
     async def read(self) -> bytes:
         """See ports.BlobBody."""
+        await self._share.reached(self._next_at)
         piece = await self._body.read()
-        if piece:
-            await self._share.taken(len(piece))
+        self._next_at = self._share.charge(len(piece))
         return piece
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""An upstream behind its circuit breaker and its rate-limit budget: what would fail or cost too much is refused at once.
+"""An upstream behind its circuit breaker and its budget: what would fail or cost too much is refused at once.
 
 The effect of each class of failure:
 

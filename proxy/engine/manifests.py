@@ -7,7 +7,7 @@ the fetch is the proof that it may be seen (INV-8), and what it costs upstream t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cachetools import LRUCache, TLRUCache
@@ -118,6 +118,11 @@ class Manifests:
     def forget(self, digest: Digest) -> None:
         """It was purged or evicted for good."""
         self._ready.pop(digest, None)
+
+    def learned(self, holding: Holding, targets: Iterable[TagOrDigest]) -> None:
+        """These are here now by another way than upstream: an earlier "not found" no longer stands."""
+        for target in targets:
+            self._absent.pop((holding, target), None)
 
     async def _load(self, digest: Digest) -> bytes | None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cachetools import LRUCache
@@ -15,7 +15,6 @@ from proxy.engine.origins import Origin
 from proxy.engine.tasks import TaskOwner
 from proxy.errors import InvalidManifest, NotFound, StoreError, Unreachable, UpstreamError
 from proxy.events import Event, Noticed, Outcome, TagMoved
-from proxy.oci.digest import Digest
 from proxy.oci.names import Tag
 from proxy.ports import Clock, Holding, Records, TagRecord
 from proxy.rules import freshness
@@ -204,6 +203,18 @@ class Tags:
             await self._records.put_tag(holding, record)
         except StoreError as error:
             self._observe(Noticed("warning", f"the record of {holding}:{tag} could not be kept: {error}"))
+
+    async def forget(self, holding: Holding, tags: Iterable[Tag]) -> None:
+        """These were purged. Raises Unavailable when a record cannot be removed."""
+        tags = tuple(tags)
+        for tag in tags:
+            self._ready.pop((holding, tag), None)
+        await self._records.remove(holding, tags=tags)
+
+    async def learn(self, holding: Holding, record: TagRecord) -> None:
+        """A bundle says what a tag means; durable when it returns. Raises OutOfSpace or Unavailable."""
+        await self._records.put_tag(holding, record)
+        self._ready[(holding, Tag(record.tag))] = _Entry(record)
 
     async def _forget(self, holding: Holding, tag: Tag) -> None:
         """Upstream says that the tag is gone. Its digest stays readable: only the name is forgotten."""
