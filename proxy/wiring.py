@@ -54,6 +54,7 @@ from proxy.ports import Upstream
 from proxy.rules.freshness import TagPolicy
 from proxy.rules.gates.access import EVERYBODY, Access, Robot
 from proxy.rules.gates.allowlist import Rules
+from proxy.rules.gates.immutability import Immutable
 from proxy.rules.globs import Glob
 from proxy.rules.ledger import Ledger
 from proxy.rules.quota import Allowance
@@ -99,6 +100,7 @@ class Appliance:
     tls: ssl.SSLContext | None
     capacity: Capacity
     charges: Charges
+    tags: Tags
     explain: Explain
     audit: LineWriter | None
     observe: Callable[[Event], None]
@@ -274,6 +276,7 @@ class Appliance:
             tls=tls,
             capacity=capacity,
             charges=charges,
+            tags=tags,
             explain=explain,
             audit=audit,
             observe=observe,
@@ -463,6 +466,11 @@ class Appliance:
                 }
                 for transfer in self.blobs.running()
             ],
+            "projects": self.usage()["projects"],
+            "refused_tag_moves": [
+                {"project": project, "reference": name, "kept": str(kept), "upstream": str(now) if now else None}
+                for (project, name), (kept, now) in self.tags.refused_moves.items()
+            ],
             "upstreams": {host: self._upstream(host) for host in sorted(map(str, self.settings.upstreams))},
             "connections": self.data.n_connections,
             "listen": list(self.data.addresses),
@@ -615,8 +623,9 @@ def plan_of(settings: Settings, clients: Mapping[str, RegistryClient]) -> Plan:
     robots = robots_of(settings)
     named = {str(name): tuple(project.access) for name, project in settings.projects.items()}
     named.setdefault(DEFAULT_PROJECT, (EVERYBODY,))
+    immutable = {str(name): Immutable.of(tuple(project.immutable_tags)) for name, project in settings.projects.items()}
     access = {name: Access.of(name, readers, robots) for name, readers in named.items()}
-    return Plan(Routes(hosts, str(default or ""), projects), rules, Origins(origins), access, robots)
+    return Plan(Routes(hosts, str(default or ""), projects), rules, Origins(origins), access, robots, immutable)
 
 
 def robots_of(settings: Settings) -> dict[str, Robot]:
