@@ -89,6 +89,18 @@ class TagMoved:
 
 
 @dataclass(frozen=True, slots=True)
+class TagHeld:
+    """Upstream moved a tag that is immutable here: it keeps `kept`. `now` is "" where upstream has it no longer."""
+
+    project: str
+    upstream: str
+    repository: str
+    tag: str
+    kept: str
+    now: str
+
+
+@dataclass(frozen=True, slots=True)
 class Evicted:
     """Blobs were deleted to make room."""
 
@@ -104,4 +116,54 @@ class Noticed:
     sentence: str
 
 
-Event = Answered | UpstreamAsked | UpstreamUnreached | UpstreamBytes | TransferEnded | TagMoved | Evicted | Noticed
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What is allowed or kept was changed. `what`: robot, rules, blob, …; `how`: added, removed, changed, purged."""
+
+    what: str
+    name: str
+    how: str
+
+
+Event = (
+    Answered
+    | UpstreamAsked
+    | UpstreamUnreached
+    | UpstreamBytes
+    | TransferEnded
+    | TagMoved
+    | TagHeld
+    | Evicted
+    | Changed
+    | Noticed
+)
+
+
+# -- what events add up to ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryUse:
+    """How much one repository was used since the start. `last_at` is wall-clock seconds since 1970."""
+
+    project: str
+    upstream: str
+    repository: str
+    n_requests: int
+    n_bytes: int
+    last_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One request that a rule refused. Strings from the client are raw, and cut to a bounded length."""
+
+    at: float
+    remote: str
+    method: str
+    path: str
+    project: str
+    rule: str
+    upstream: str
+    repository: str
+    sentence: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import secrets
 import socket
@@ -11,7 +12,7 @@ import ssl
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,22 +20,27 @@ import uvloop
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
-from proxy import __version__
+from proxy import __version__, admin_token
 from proxy.archives.tar import framed, members_of
 from proxy.clock import SystemClock
+from proxy.engine import changes
 from proxy.engine.blobs import Blobs, Limits
 from proxy.engine.bundle import Export, Import, Parts
 from proxy.engine.capacity import Capacity
+from proxy.engine.catalogue import Catalogue
 from proxy.engine.charges import Charges
+from proxy.engine.explain import Explain
 from proxy.engine.freight import Freight
 from proxy.engine.links import Links
 from proxy.engine.listings import Listings
 from proxy.engine.manifests import Manifests
+from proxy.engine.orders import Orders
 from proxy.engine.origins import Origin, Origins, SealedUpstream
 from proxy.engine.pins import Pins
 from proxy.engine.prefetch import Prefetch
 from proxy.engine.pull import Plan, Pull
 from proxy.engine.pump import Work
+from proxy.engine.purge import Purge
 from proxy.engine.robots import Robots
 from proxy.engine.seal import Seal
 from proxy.engine.tags import Tags
@@ -48,22 +54,29 @@ from proxy.ports import Upstream
 from proxy.rules.freshness import TagPolicy
 from proxy.rules.gates.access import EVERYBODY, Access, Robot
 from proxy.rules.gates.allowlist import Rules
+from proxy.rules.gates.immutability import Immutable
 from proxy.rules.globs import Glob
 from proxy.rules.ledger import Ledger
 from proxy.rules.quota import Allowance
 from proxy.rules.routes import DEFAULT_PROJECT, ProjectRoute, Routes
 from proxy.rules.secret_hash import SecretHash
 from proxy.service.sockets import NOTHING_HANDED, Handed, not_covered
-from proxy.settings import Settings, TcpAddress, UnixAddress, effective_default
+from proxy.settings import Address, Settings, TcpAddress, UnixAddress, effective_default
 from proxy.settings.changes import taken_up
 from proxy.store.disk import DiskStore
 from proxy.store.lock import PATIENCE_S
+from proxy.telemetry.activity import Activity
+from proxy.telemetry.audit import Audit, TurningFile
 from proxy.telemetry.log import EventLog, LineWriter
 from proxy.telemetry.tally import Tally
 from proxy.upstream.client import RegistryClient
 from proxy.web import freight as freight_routes
-from proxy.web.admin import Admin
+from proxy.web import projects as project_routes
+from proxy.web import operations
+from proxy.web.admin import Admin, Probes
 from proxy.web.callers import Callers
+from proxy.web.dashboard import Dashboard
+from proxy.web.guard import Guard
 from proxy.web.registry import Registry
 from proxy.web.serve import Pace as ReaderPace
 from proxy.web.serve import Sender
@@ -87,6 +100,10 @@ class Appliance:
     tls: ssl.SSLContext | None
     capacity: Capacity
     charges: Charges
+    tags: Tags
+    explain: Explain
+    audit: LineWriter | None
+    observe: Callable[[Event], None]
     blobs: Blobs
     pull: Pull
     tally: Tally
@@ -98,8 +115,13 @@ class Appliance:
     health: UpstreamHealth
     pins: Pins
     freight: Freight
+    activity: Activity
+    catalogue: Catalogue
+    purge: Purge
     seal: Seal
     started_at: float
+    probes: web.AppRunner | None = None
+    probe_addresses: tuple[str, ...] = ()
     is_stopping: bool = False
     #: Why the last reload changed nothing; "" when it was taken up, or there was none.
     reload_problem: str = ""
@@ -115,11 +137,17 @@ class Appliance:
         clock = SystemClock()
         tally = Tally()
         health = UpstreamHealth(clock.monotonic)
+        activity = Activity(clock.wall)
+
+        watching: list[Callable[[Event], None]] = []
 
         def observe(event: Event) -> None:
             tally.observe(event)
             health.observe(event)
+            activity.observe(event)
             log.observe(event)
+            for watch in watching:
+                watch(event)
 
         owner = TaskOwner(lambda sentence: log.say("error", sentence))
         store = await DiskStore.open(
@@ -132,6 +160,12 @@ class Appliance:
         fitted = await asyncio.to_thread(fitting.fit, settings)
         fitting.use(fitted)
         tls = await asyncio.to_thread(server_tls, settings)
+        audit: LineWriter | None = None
+        try:
+            audit = LineWriter(await asyncio.to_thread(lambda: TurningFile(store.path / "audit" / "audit.jsonl")))
+            watching.append(Audit(audit, clock.wall).observe)
+        except OSError as error:  # a disk that is read-only serves hits, and must not keep us from starting
+            log.say("error", f"there is no audit log: {error.strerror}")
         space = await store.blobs.space()
         min_free = settings.store.min_free
         inode_share = settings.store.min_free_inode_share
@@ -196,6 +230,7 @@ class Appliance:
             clock,
             pace=ReaderPace(int(settings.transfers.reader_min_rate), settings.transfers.reader_min_rate_window),
         )
+        explain = Explain(lambda: pull.plan, links, store.records, charges)
         callers = Callers(
             Robots(key=secrets.token_bytes(32), clock=clock, owner=owner),
             lambda: pull.plan.robots,
@@ -241,6 +276,10 @@ class Appliance:
             tls=tls,
             capacity=capacity,
             charges=charges,
+            tags=tags,
+            explain=explain,
+            audit=audit,
+            observe=observe,
             blobs=blobs,
             pull=pull,
             tally=tally,
@@ -253,6 +292,9 @@ class Appliance:
             pins=pins,
             freight=freight,
             seal=seal,
+            activity=activity,
+            catalogue=Catalogue(store.records, links, capacity, clock=clock, owner=owner),
+            purge=Purge(store.records, links, tags, manifests, capacity),
             started_at=clock.monotonic(),
         )
         try:
@@ -266,26 +308,53 @@ class Appliance:
         return self
 
     async def _listen(self, handed: Handed) -> None:
-        admin = Admin(
-            status=self.status,
-            metrics=self.metrics,
-            readiness=self.readiness,
-            also=freight_routes.routes(self.freight),
-        )
-        self.admin = web.AppRunner(admin.app(), access_log=None, shutdown_timeout=1.0)
+        server = self.settings.server
+        token = await asyncio.to_thread(admin_token.obtain, self.settings)
+        probes = Probes(metrics=self.metrics, readiness=self.readiness)
+        self.admin = web.AppRunner(self._admin(probes, token).app(), access_log=None, shutdown_timeout=1.0)
         await self.admin.setup()
-        address = self.settings.server.admin_listen
+        if server.probe_listen is not None:
+            self.probes = web.AppRunner(probes.app(), access_log=None, shutdown_timeout=1.0)
+            await self.probes.setup()
+            self.probe_addresses = await _sites(self.probes, server.probe_listen)
+        address = server.admin_listen
         if handed.admin:
             for listening in handed.admin:
                 await web.SockSite(self.admin, listening).start()
             self.admin_addresses = tuple(name_of(listening) for listening in handed.admin)
-        elif isinstance(address, UnixAddress):
-            await web.UnixSite(self.admin, address.path).start()
-            self.admin_addresses = (str(address),)
         else:
-            self.admin_addresses = await _tcp_sites(self.admin, address)
+            self.admin_addresses = await _sites(self.admin, address)
         listen = [str(listening) for listening in self.settings.server.listen]
         await self.data.start(not_covered(listen, handed.data), handed.data)
+
+    def _admin(self, probes: Probes, token: str) -> Admin:
+        """What operators ask and see. A feature with a question of its own adds its `Operation` to the list here."""
+        server = self.settings.server
+        seen = operations.Seen(
+            status=self.status,
+            usage=self.charges.usage,
+            projects=lambda: {DEFAULT_PROJECT, *map(str, self.settings.projects)},
+            activity=self.activity,
+            catalogue=self.catalogue,
+            purge=self.purge,
+        )
+        names = [*server.admin_hosts]
+        if isinstance(server.admin_listen, TcpAddress):
+            names.append(server.admin_listen.host)
+        place = str(admin_token.place_of(self.settings))
+        orders = Orders(self.freight, self.clock, self.owner)
+        return Admin(
+            probes=probes,
+            guard=Guard(token, names, place),
+            operations=[*operations.operations(seen)],
+            also=[
+                *freight_routes.routes(self.freight),
+                *project_routes.routes(self.explain.of, self.usage, self.charges.recount),
+            ],
+            described=operations.FREIGHT,
+            pages=Dashboard(seen, orders, wall=self.clock.wall, token_place=place),
+            version=__version__,
+        )
 
     async def reload(self, wanted: Settings) -> tuple[str, ...]:
         """Take up new settings, and the files they name, all at once and for requests that come from now on.
@@ -300,8 +369,10 @@ class Appliance:
         plan = plan_of(settings, {host: each.client for host, each in fitted.items()})
         # Nothing below fails or waits, so that no request sees half of it.
         self.settings = settings
-        self.pull.plan = plan
+        old, self.pull.plan = self.pull.plan, plan
         self.charges.allow(allowances_of(settings))
+        for change in changes.between(old, plan):
+            self.observe(change)
         self.fitting.use(fitted)
         self.health.forget_others({str(host) for host in settings.upstreams})
         if self.tls is not None and settings.server.tls is not None:
@@ -320,12 +391,15 @@ class Appliance:
     async def aclose(self) -> None:
         """Everything down, in the opposite order of its making."""
         await self.data.aclose(0)
-        if self.admin is not None:
-            await self.admin.cleanup()
+        for runner in (self.admin, self.probes):
+            if runner is not None:
+                await runner.cleanup()
         await self.owner.aclose()
         await self.charges.aclose()
         await self.capacity.remember()
         await self.fitting.aclose()
+        if self.audit is not None:
+            await asyncio.to_thread(self.audit.close)
         self.sender.close()
         await self.store.aclose()
 
@@ -392,9 +466,46 @@ class Appliance:
                 }
                 for transfer in self.blobs.running()
             ],
-            "upstreams": {host: self.health.of(host) for host in sorted(map(str, self.settings.upstreams))},
+            "projects": self.usage()["projects"],
+            "refused_tag_moves": [
+                {"project": project, "reference": name, "kept": str(kept), "upstream": str(now) if now else None}
+                for (project, name), (kept, now) in self.tags.refused_moves.items()
+            ],
+            "upstreams": {host: self._upstream(host) for host in sorted(map(str, self.settings.upstreams))},
             "connections": self.data.n_connections,
             "listen": list(self.data.addresses),
+        }
+
+    def _upstream(self, host: str) -> dict[str, Any]:
+        client = self.fitting.clients.get(host)
+        budget = client.budget if client is not None else None
+        return {**self.health.of(host), "budget": asdict(budget) if budget is not None else None}
+
+    def usage(self) -> dict[str, Any]:
+        """The document of /api/v1/usage: what projects pay for, and what is on disk."""
+        ledger, projects = self.capacity.ledger, self.charges.usage()
+        return {
+            "projects": [
+                {
+                    "project": one.project,
+                    "used_bytes": one.charged_bytes,
+                    "reserved_bytes": one.reserved_bytes,
+                    "blobs": one.n_blobs,
+                    "quota_bytes": one.quota,
+                    "on_full": one.on_full,
+                }
+                for one in projects
+            ],
+            "store": {
+                "logical_bytes": sum(one.charged_bytes for one in projects),
+                "physical_bytes": ledger.committed,
+                "capacity_bytes": ledger.capacity,
+                "blobs": len(ledger),
+            },
+            "drift": [
+                {"project": one.project, "gone": one.n_gone, "resized": one.n_resized, "bytes": one.n_bytes}
+                for one in self.charges.drift
+            ],
         }
 
     def metrics(self) -> bytes:
@@ -403,6 +514,11 @@ class Appliance:
         tally.gauge("breakwater_store_bytes", "Bytes on disk, committed.", ledger.committed)
         tally.gauge("breakwater_store_reserved_bytes", "Bytes promised to running transfers.", ledger.reserved)
         tally.gauge("breakwater_store_capacity_bytes", "What the store may hold.", ledger.capacity)
+        usage = self.charges.usage()
+        used: dict[tuple[str, ...], float] = {(one.project,): one.charged_bytes for one in usage}
+        tally.gauge("breakwater_project_bytes", "Bytes that a project pays for.", used, "project")
+        quotas: dict[tuple[str, ...], float] = {(one.project,): one.quota for one in usage if one.quota is not None}
+        tally.gauge("breakwater_project_quota_bytes", "What a project may pay for.", quotas, "project")
         tally.gauge("breakwater_store_blobs", "Blobs in the store.", len(ledger))
         tally.gauge("breakwater_transfers_in_flight", "Transfers running.", sum(1 for _ in self.blobs.running()))
         tally.gauge("breakwater_connections", "Client connections open.", self.data.n_connections)
@@ -534,8 +650,9 @@ def plan_of(settings: Settings, clients: Mapping[str, RegistryClient]) -> Plan:
     robots = robots_of(settings)
     named = {str(name): tuple(project.access) for name, project in settings.projects.items()}
     named.setdefault(DEFAULT_PROJECT, (EVERYBODY,))
+    immutable = {str(name): Immutable.of(tuple(project.immutable_tags)) for name, project in settings.projects.items()}
     access = {name: Access.of(name, readers, robots) for name, readers in named.items()}
-    return Plan(Routes(hosts, str(default or ""), projects), rules, Origins(origins), access, robots)
+    return Plan(Routes(hosts, str(default or ""), projects), rules, Origins(origins), access, robots, immutable)
 
 
 def robots_of(settings: Settings) -> dict[str, Robot]:
@@ -566,6 +683,35 @@ def server_tls(settings: Settings) -> ssl.SSLContext | None:
     except (OSError, ssl.SSLError) as error:
         raise InvalidSettings([f"[server] tls: cannot use {tls.cert} with {tls.key}: {error}"]) from error
     return context
+
+
+async def _sites(runner: web.AppRunner, address: Address) -> tuple[str, ...]:
+    """Listen on an address of the settings; returns the real ones."""
+    if isinstance(address, UnixAddress):
+        await web.SockSite(runner, _unix_socket(address)).start()
+        return (str(address),)
+    return await _tcp_sites(runner, address)
+
+
+def _unix_socket(address: UnixAddress) -> socket.socket:
+    """Bound so that only its owner and group may connect: over it no token is asked for. A socket that nobody listens
+    on any more is replaced."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path = Path(address.path)
+        if path.is_socket() and listening.connect_ex(address.path) != 0:
+            path.unlink(missing_ok=True)
+        listening.close()
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        masked = os.umask(0o117)
+        try:
+            listening.bind(address.path)
+        finally:
+            os.umask(masked)
+    except OSError as error:
+        listening.close()
+        raise OSError(error.errno, f"cannot listen on admin address {address}: {error.strerror}") from error
+    return listening
 
 
 async def _tcp_sites(runner: web.AppRunner, address: TcpAddress) -> tuple[str, ...]:

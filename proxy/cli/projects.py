@@ -158,7 +158,8 @@ def du(config: str | None, admin_listen: str | None, as_json: bool, recount: boo
     A project pays the full size of every stored blob that was requested through it; bytes that several pay for are on
     disk once.
     """
-    answer = _asked(config, admin_listen, "/api/v1/usage" + ("?recount=1" if recount else ""))
+    path = "/api/v1/recount" if recount else "/api/v1/usage"
+    answer = _asked(config, admin_listen, path, method="POST" if recount else "GET")
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
@@ -196,16 +197,16 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes} B"
 
 
-def _asked(config: str | None, admin_listen: str | None, path: str) -> Any:
+def _asked(config: str | None, admin_listen: str | None, path: str, *, method: str = "GET") -> Any:
     from proxy.cli import asking
     from proxy.settings.values import address_of
 
     if admin_listen is None:
-        return asking.ask(_load(config).settings.server.admin_listen, path)
+        return asking.ask(_load(config).settings.server.admin_listen, path, method=method)
     try:
-        return asking.ask(address_of(admin_listen), path)
+        return asking.ask(address_of(admin_listen), path, method=method)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--admin-listen") from error
 
 
-commands: tuple[click.Command, ...] = (robot,)
+commands: tuple[click.Command, ...] = (robot, explain, du)

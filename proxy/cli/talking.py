@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from proxy import admin_token
 from proxy.cli.asking import NoAnswer, ask, connection_to
 from proxy.errors import BreakwaterError
 from proxy.settings import Settings
@@ -52,7 +53,7 @@ def told(
     try:
         connection.connect()
         connection.putrequest("POST", path)
-        for name, value in {**headers, **_token(), "Transfer-Encoding": "chunked"}.items():
+        for name, value in {**headers, **_token(settings), "Transfer-Encoding": "chunked"}.items():
             connection.putheader(name, value)
         connection.endheaders()
         sending = _Sending(connection, body)
@@ -81,7 +82,7 @@ def fetched(settings: Settings, path: str, body: bytes, take: Callable[[bytes], 
     connection = connection_to(address)
     connection.timeout = PATIENCE_S
     try:
-        connection.request("POST", path, body, {"Content-Type": "application/json", **_token()})
+        connection.request("POST", path, body, {"Content-Type": "application/json", **_token(settings)})
         response = connection.getresponse()
         if response.status != 200:
             raise Refused(_why(response.status, response.read(1 << 16)))
@@ -148,7 +149,7 @@ def _why(status: int, body: bytes) -> str:
         return f"the server answered {status}"
 
 
-def _token() -> dict[str, str]:
+def _token(settings: Settings) -> dict[str, str]:
     """What a server wants to see before it changes anything, unless we come by its unix socket."""
-    token = os.environ.get("BREAKWATER_ADMIN_TOKEN", "")
+    token = os.environ.get("BREAKWATER_ADMIN_TOKEN", "") or admin_token.read(settings)
     return {"Authorization": f"Bearer {token}"} if token else {}

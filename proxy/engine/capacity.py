@@ -21,7 +21,7 @@ from proxy.rules.ledger import Ledger, on_disk
 STEP_BYTES = 64 << 20
 #: How often the order of use is written down. Losing that much of it costs nothing but a slightly older order.
 REMEMBER_EVERY_S = 5.0
-#: How long a miss waits after a start for the store to be counted before it goes on without keeping anything.
+#: For how long after a start misses wait for the store to be counted, before they go on without keeping anything.
 COUNT_PATIENCE_S = 10.0
 
 
@@ -86,6 +86,8 @@ class Capacity:
         self._kept = _Kept(self)
         self._making_room = asyncio.Lock()
         self._counted = asyncio.Event()
+        self._count_until = clock.monotonic() + COUNT_PATIENCE_S
+        self._why_uncounted = "the store is still being counted after the start; nothing new is kept yet"
         self._counter = 0
         self._dirty: dict[Digest, int] = {}
         self._forgotten: set[Digest] = set()
@@ -207,11 +209,15 @@ class Capacity:
     async def _wait_until_counted(self) -> None:
         if self._counted.is_set():
             return
-        try:
-            async with asyncio.timeout(COUNT_PATIENCE_S):
-                await self._counted.wait()
-        except TimeoutError:
-            raise OutOfSpace("the store is still being counted after the start; nothing new is kept yet") from None
+        patience_s = self._count_until - self._clock.monotonic()
+        if patience_s > 0:
+            try:
+                async with self._owner.deadline(self._clock, patience_s):
+                    await self._counted.wait()
+                    return
+            except TimeoutError:
+                pass
+        raise OutOfSpace(self._why_uncounted)
 
     async def _count(self) -> None:
         """Files are the truth; the remembered order only sorts them. What it does not know comes first, by its age."""
@@ -224,15 +230,19 @@ class Capacity:
             async for uses in self._facts.uses():
                 remembered.extend(use for use in uses if use.digest in on_disk_now)
         except StoreError as error:
-            self._observe(Noticed("error", f"cannot count the store, nothing new is kept: {error}"))
+            self._count_until = self._clock.monotonic()  # waiting would not help
+            self._why_uncounted = f"cannot count the store, nothing new is kept: {error}"
+            self._observe(Noticed("error", self._why_uncounted))
             return
+        for digest in self._forgotten:  # it went while we looked
+            on_disk_now.pop(digest, None)
         known = {use.digest for use in remembered}
         fresh = set(self._dirty)  # used or committed while we counted: already at the young end
         for digest, (_, size) in sorted(on_disk_now.items(), key=lambda item: item[1][0]):
             if digest not in known and digest not in fresh:
                 self.ledger.adopt(digest, size)
         for use in remembered:
-            if use.digest not in fresh:
+            if use.digest not in fresh and use.digest in on_disk_now:
                 self.ledger.adopt(use.digest, on_disk_now[use.digest][1])
         self._counter = max([self._counter, *(use.counter for use in remembered[-1:])])
         for digest in fresh:

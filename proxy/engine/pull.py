@@ -6,22 +6,25 @@ Every way to bytes passes the same gate (INV-8): tag, digest, blob, range, HEAD,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from proxy.engine.blobs import Blobs, Opened
+from proxy.engine.blobs import Blobs, Opened, let_go
 from proxy.engine.charges import Charges
 from proxy.engine.links import Links
 from proxy.engine.listings import Listings, Referrers
 from proxy.engine.manifests import Held, Manifests, holding_of
 from proxy.engine.origins import Origin, Origins
 from proxy.engine.tags import Tags
+from proxy.errors import Denied
 from proxy.events import Outcome
 from proxy.oci.digest import Digest
 from proxy.oci.endpoints import BlobGet, ManifestGet, ReferrersList, TagsList
+from proxy.oci.mediatypes import is_index
 from proxy.oci.names import Tag
 from proxy.ports import TagPage
 from proxy.rules.gates.access import ANONYMOUS, Access, Caller, Robot
 from proxy.rules.gates.allowlist import Rules
+from proxy.rules.gates.immutability import Immutable
 from proxy.rules.routes import Route, Routes
 
 
@@ -35,6 +38,8 @@ class Plan:
     #: Readers by project; one that is not here has none but operators. Empty where there are no robots.
     access: Mapping[str, Access] = field(default_factory=dict)
     robots: Mapping[str, Robot] = field(default_factory=dict)
+    #: Tags that keep their digest, by project.
+    immutable: Mapping[str, Immutable] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +82,8 @@ class Pull:
         route, origin, rules = self._route(asked, caller)
         if isinstance(asked.target, Tag):
             rules.check_tag(route.reference, asked.target)
-            resolved = await self._tags.resolve(route, origin, asked.target)
-            rules.check_content(route.reference, resolved.held.descriptor.digest)
+            is_fixed = self.plan.immutable.get(route.project, Immutable()).covers(asked.target)
+            resolved = await self._tags.resolve(route, origin, asked.target, is_fixed=is_fixed)
             pulled = Pulled(route, resolved.held, resolved.outcome, resolved.age_s, resolved.trouble)
         else:
             await self._check_digest(route, rules, asked.target)
@@ -120,14 +125,21 @@ class Pull:
     async def blob(self, asked: BlobGet, caller: Caller = ANONYMOUS) -> tuple[Route, Opened]:
         """A blob, ready to be read; the size is known, the bytes may still be coming."""
         route, origin, rules = self._route(asked, caller)
-        await self._check_digest(route, rules, asked.digest)
-        return route, await self._blobs.open(route, origin, asked.digest)
+        await self._check_blob(route, rules, asked.digest)
+        opened = await self._blobs.open(route, origin, asked.digest)
+        try:
+            rules.check_size(route.reference, asked.digest, opened.size)
+        except Denied:
+            let_go(opened.source)
+            raise
+        return route, opened
 
     async def blob_size(self, asked: BlobGet, caller: Caller = ANONYMOUS) -> tuple[Route, int, Outcome]:
         """A blob's size in bytes, for HEAD."""
         route, origin, rules = self._route(asked, caller)
-        await self._check_digest(route, rules, asked.digest)
+        await self._check_blob(route, rules, asked.digest)
         size, outcome = await self._blobs.size(route, origin, asked.digest)
+        rules.check_size(route.reference, asked.digest, size)
         return route, size, outcome
 
     async def tags(self, asked: TagsList, caller: Caller = ANONYMOUS) -> tuple[Route, TagPage, Outcome]:
@@ -143,7 +155,11 @@ class Pull:
         """What refers to a digest."""
         route, origin, rules = self._route(asked, caller)
         await self._check_digest(route, rules, asked.digest)
-        return route, await self._listings.referrers(route, origin, asked.digest)
+        found = await self._listings.referrers(route, origin, asked.digest)
+        if rules.is_open:
+            return route, found
+        visible = tuple(each for each in found.descriptors if rules.lists_part(route.reference, each))
+        return route, replace(found, descriptors=visible)
 
     def _route(
         self, asked: ManifestGet | BlobGet | TagsList | ReferrersList, caller: Caller
@@ -161,6 +177,23 @@ class Pull:
         index = await self._links.of(holding_of(route))
         rules.check_digest(route.reference, digest, lambda: index.tags_of(digest))
 
+    async def _check_blob(self, route: Route, rules: Rules, digest: Digest) -> None:
+        """Like a digest; and where a manifest says what it is and how large, that, too."""
+        await self._check_digest(route, rules, digest)
+        if rules.is_open:
+            return
+        index = await self._links.of(holding_of(route))
+        record, named = index.records.get(digest), index.named.get(digest)
+        if record is not None and record.is_manifest:
+            # The bytes of a manifest, asked for as a blob: what is denied there is denied here.
+            named = record.descriptor
+            for part in () if is_index(named.media_type) else record.names:
+                rules.check_part(route.reference, part)
+        if named is not None:
+            rules.check_part(route.reference, named)
+        else:
+            rules.check_types(route.reference, digest, ())
+
     def _pay(self, route: Route, held: Held) -> None:
         """The project pays for the manifest, and is asked whether it could pay for what belongs to it."""
         manifest = held.manifest
@@ -172,7 +205,9 @@ class Pull:
     def _check_closure(route: Route, rules: Rules, held: Held) -> None:
         if rules.is_open:
             return
-        manifest = held.manifest
+        manifest, descriptor = held.manifest, held.descriptor
+        rules.check_content(route.reference, descriptor.digest)
+        rules.check_types(route.reference, descriptor.digest, (descriptor.media_type, manifest.artifact_type))
         for part in (manifest.config, *manifest.layers):
             if part is not None:
-                rules.check_content(route.reference, part.digest)
+                rules.check_part(route.reference, part)

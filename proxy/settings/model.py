@@ -62,6 +62,7 @@ ListenAddress = Annotated[values.TcpAddress | values.UnixAddress, BeforeValidato
 Url = Annotated[str, BeforeValidator(values.url_of)]
 Path = Annotated[str, BeforeValidator(values.path_of), IsPath()]
 Host = Annotated[SourceHost, BeforeValidator(values.source_host_of)]
+AdminHost = Annotated[str, BeforeValidator(values.host_name_of)]
 ProjectName = Annotated[str, BeforeValidator(values.project_name_of)]
 ProjectPath = Annotated[str, BeforeValidator(values.project_path_of)]
 RepositoryGlob = Annotated[str, BeforeValidator(values.repository_glob_of)]
@@ -120,6 +121,27 @@ class Server(Section):
         "127.0.0.1:5001",
         what="Where /healthz, /readyz, /metrics, /api/v1/… and the dashboard are served; never on a `listen` address.",
         why="What operators see names private repositories, so it stays on this machine.",
+    )
+    admin_hosts: Some[AdminHost] = setting(
+        [],
+        what="Names, without a port, under which the admin listener is reached besides its addresses and localhost: "
+        "a reverse proxy's, a Kubernetes service's.",
+        why="A web page must not reach it by giving a name of its own this machine's address (DNS rebinding). Probes "
+        "and metrics answer under every name.",
+    )
+    admin_token_file: Path | None = setting(
+        None,
+        instead="`breakwater/admin-token` in the store's directory, made at the first start",
+        what="File with the token that changes something through the admin listener (purge, prefetch); not needed on a "
+        "Unix socket.",
+        why="Whoever can read the store's directory can do anything with it anyway; commands of the same user find it "
+        "there.",
+    )
+    probe_listen: ListenAddress | None = setting(
+        None,
+        what="A further address where /healthz, /readyz and /metrics are answered and nothing else: the pod's address, "
+        "for a kubelet and a Prometheus.",
+        why="On one machine `admin_listen` is near enough.",
     )
     default_upstream: Annotated[SourceHost | None, BeforeValidator(_maybe_source_host)] = setting(
         "docker.io",

@@ -240,6 +240,14 @@ def source_host_of(value: Any) -> SourceHost:
         ) from error
 
 
+def host_name_of(value: Any) -> str:
+    """A host's name without a port, in lower case: `breakwater.example.com`. Raises ValueError."""
+    name = source_host_of(value).value
+    if ":" in name:
+        raise ValueError(f"{value!r} has a port or is an address: expected a host's name alone")
+    return name
+
+
 def project_name_of(value: Any) -> str:
     """A project's name: one element of a repository name, so that `/v2/~name/` works. Raises ValueError."""
     if not isinstance(value, str) or "/" in value or not _is_repository(value):
@@ -305,6 +313,8 @@ def instant_of(value: Any) -> float:
 
 _HOST_GLOB = re.compile(r"[a-z0-9.*-]*(?::[0-9*]+)?|\[[0-9a-f:.]+\](?::[0-9*]+)?")
 _ELEMENT_GLOB = re.compile(r"[a-z0-9._*-]+")
+_MEDIA_TYPE = "media-type:"
+_TYPE_GLOB = re.compile(r"[a-z0-9!#$&^_.+*-]+(?:/[a-z0-9!#$&^_.+*-]+)+|\*\*")
 _TAG_GLOB = re.compile(r"[A-Za-z0-9_.*-]{1,128}")
 
 
@@ -320,7 +330,7 @@ def tag_glob_of(value: Any) -> str:
 def repository_glob_of(value: Any) -> str:
     """A glob over source host and repository, without a tag: `docker.io/library/**`. Raises ValueError."""
     rule = rule_of(value)
-    if is_digest_rule(rule) or split_tag(rule)[1]:
+    if is_digest_rule(rule) or is_type_rule(rule) or split_tag(rule)[1]:
         raise ValueError(
             f"{value!r} names a tag or digest, and what belongs to a project cannot depend on it: "
             'expected "docker.io/library/**" (tags and digests go under allow and deny)'
@@ -340,6 +350,12 @@ def rule_of(value: Any) -> str:
             Digest.parse(value)
         except InvalidDigest as error:
             raise ValueError(str(error)) from error
+        return value
+    if is_type_rule(value):
+        if not _TYPE_GLOB.fullmatch(value.removeprefix(_MEDIA_TYPE)):
+            raise ValueError(
+                f'{value!r} is not a pattern for media types: expected "{_MEDIA_TYPE}application/vnd.cncf.helm.*"'
+            )
         return value
     repository, tag = split_tag(value)
     elements = repository.split("/")
@@ -362,6 +378,11 @@ def rule_of(value: Any) -> str:
 def is_digest_rule(rule: str) -> bool:
     """Whether the rule names a digest rather than a repository."""
     return "/" not in rule and rule.startswith(("sha256:", "sha512:"))
+
+
+def is_type_rule(rule: str) -> bool:
+    """Whether the rule speaks about media types rather than names."""
+    return rule.startswith(_MEDIA_TYPE)
 
 
 def split_tag(rule: str) -> tuple[str, str]:

@@ -13,9 +13,9 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import Protocol
 
-from proxy.events import Answered, Event, Noticed, TagMoved, TransferEnded
+from proxy.events import Answered, Changed, Event, Noticed, TagHeld, TagMoved, TransferEnded
 
 #: Lines that may wait for the writing thread.
 MAX_WAITING = 20_000
@@ -30,6 +30,18 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
+class Sink(Protocol):
+    """Where lines go. Called by one thread alone. `close` is called after the last line where there is one to close."""
+
+    def write(self, text: str, /) -> int:
+        """Take lines. Raises OSError or ValueError."""
+        ...
+
+    def flush(self) -> None:
+        """Hand on what was taken. Raises OSError or ValueError."""
+        ...
+
+
 class LineWriter:
     """Writes lines to a stream from its own thread, a batch at a time.
 
@@ -37,7 +49,7 @@ class LineWriter:
     cost each request a switch of threads.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Sink) -> None:
         self._stream = stream
         self._lines: deque[str] = deque()
         self._n_dropped = 0
@@ -108,6 +120,12 @@ class EventLog:
             self._answered(event)
         elif isinstance(event, Noticed):
             self.say(event.level, event.sentence)
+        elif isinstance(event, Changed):
+            self.say("info", f"{event.what} {event.name!r} {event.how}")
+        elif isinstance(event, TagHeld):
+            what = f"was moved to {event.now}" if event.now else "was deleted"
+            name = f"{event.upstream}/{event.repository}:{event.tag}"
+            self.say("warning", f"{name} {what} upstream; project {event.project!r} keeps {event.kept}, as it is immutable")
         elif isinstance(event, TagMoved):
             self.say("info", f"{event.upstream}/{event.repository}:{event.tag} moved from {event.was} to {event.now}")
         elif isinstance(event, TransferEnded) and event.failure:

@@ -54,7 +54,8 @@ def _more(error: errors.BreakwaterError) -> dict[str, str]:
     if isinstance(error, errors.Overloaded):
         return {"Retry-After": str(ceil(error.retry_after_s))}
     if isinstance(error, errors.Unauthenticated):
-        return {"WWW-Authenticate": error.challenge}
+        # Docker's clients take this header for the sign that the challenge is a registry's.
+        return {"WWW-Authenticate": error.challenge, "Docker-Distribution-API-Version": "registry/2.0"}
     if isinstance(error, errors.Unsupported):
         return {"Allow": "GET, HEAD"}
     return {}

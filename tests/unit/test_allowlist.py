@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from proxy.errors import Denied
+from proxy.oci.descriptor import Descriptor
 from proxy.oci.digest import Digest
 from proxy.oci.names import Tag
 from proxy.rules.gates.allowlist import Rules
@@ -127,3 +128,62 @@ def test_a_list_of_tags_shows_what_may_be_pulled() -> None:
     """What is denied is not advertised."""
     lists = rules(["docker.io/library/alpine:3.*"], ["**:3.1"])
     assert [tag for tag in ("3.1", "3.2", "latest") if lists.lists_tag(ALPINE, tag)] == ["3.2"]
+
+
+# -- media types, sizes ------------------------------------------------------------------------------------------------
+
+LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+HELM = "application/vnd.cncf.helm.config.v1+json"
+
+
+def lets_part(lists: Rules, media_type: str, artifact_type: str = "", size: int = 10) -> bool:
+    try:
+        lists.check_part(ALPINE, Descriptor(media_type, DIGEST, size, artifact_type=artifact_type))
+    except Denied:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("lists", "media_type", "artifact_type", "is_let"),
+    [
+        pytest.param(rules(), LAYER, "", True, id="no lists"),
+        pytest.param(rules(deny=["media-type:application/vnd.cncf.helm.*"]), HELM, "", False, id="a denied type"),
+        pytest.param(rules(deny=["media-type:application/vnd.cncf.helm.*"]), LAYER, "", True, id="another type"),
+        pytest.param(rules(policy=["media-type:**"]), LAYER, "", False, id="the policy of all"),
+        pytest.param(rules(["media-type:application/vnd.oci.image.*"]), LAYER, "", True, id="an allowed type"),
+        pytest.param(rules(["media-type:application/vnd.oci.image.*"]), HELM, "", False, id="not among the allowed"),
+        pytest.param(rules(["docker.io/**"]), HELM, "", True, id="an allow list of names says nothing about types"),
+        pytest.param(rules(deny=["media-type:text/*"]), LAYER, "text/spdx", False, id="a denied artifact type"),
+        pytest.param(rules(["media-type:text/*"]), LAYER, "text/spdx", True, id="an allowed artifact type"),
+        pytest.param(rules(deny=["media-type:text/*"]), "", "", False, id="nobody says what it is"),
+    ],
+)
+def test_media_types(lists: Rules, media_type: str, artifact_type: str, is_let: bool) -> None:
+    """Content is judged by what it is, beside what it is called."""
+    assert lets_part(lists, media_type, artifact_type) is is_let
+
+
+def test_allowed_types_do_not_open_names_nor_close_them() -> None:
+    """The two kinds of entries are two lists: types alone leave every name open."""
+    assert lets_tag(rules(["media-type:application/**"]), ALPINE, "3")
+    assert not lets_tag(rules(["media-type:application/**", "quay.io/**"]), ALPINE, "3")
+
+
+def test_what_is_too_large_is_refused_by_its_own_rule() -> None:
+    """`max_blob` is exact."""
+    lists = Rules("team", max_blob=100)
+    assert not lists.is_open and lets_part(lists, LAYER, size=100)
+    with pytest.raises(Denied, match="101 bytes, and the largest that may be had is 100") as caught:
+        lists.check_size(ALPINE, DIGEST, 101)
+    assert caught.value.rule == "max_blob"
+
+
+def test_verdicts_that_are_kept_are_the_verdicts() -> None:
+    """Asked again, in any order, for any repository: kept answers are never another's."""
+    lists = rules(["docker.io/library/alpine:3.*", "quay.io/**"], ["**:3.9"])
+    asked = [(ALPINE, "3.1"), (ALPINE, "3.9"), (ETCD, "3.9"), (ETCD, "x"), (ALPINE, "x"), ("docker.io/a/b", "3.1")]
+    fresh = [lets_tag(rules(["docker.io/library/alpine:3.*", "quay.io/**"], ["**:3.9"]), *one) for one in asked]
+    for _ in range(3):
+        assert [lets_tag(lists, *one) for one in asked] == fresh == [True, False, False, True, False, False]
+        assert [lets_tag(lists, *one) for one in reversed(asked)] == fresh[::-1]
