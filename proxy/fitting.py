@@ -135,20 +135,15 @@ class Fitting:
     def gauge(self, set_gauge: Callable[..., None]) -> None:
         """Set the gauges of what is granted and who is left alone, by upstream: the best of its addresses counts."""
         conditions = {host: self.conditions(host) for host in self._current}
-        left = {
-            (host,): float(max(each.remaining for each in of_host if each.remaining is not None))
-            for host, of_host in conditions.items()
-            if any(each.remaining is not None for each in of_host)
-        }
-        is_open = {
-            (host,): float(all(each.circuit == "open" for each in of_host)) for host, of_host in conditions.items()
-        }
-        waits = {(host,): min(each.throttled_for_s or 0.0 for each in of_host) for host, of_host in conditions.items()}
-        set_gauge("breakwater_upstream_budget_remaining", "Requests left, as upstream last said.", left, "upstream")
-        set_gauge(
-            "breakwater_upstream_circuit_open", "1 while it is left alone: it did not answer.", is_open, "upstream"
-        )
-        set_gauge("breakwater_upstream_throttled_seconds", "For how long it asked to be left alone.", waits, "upstream")
+        limits = _best(conditions, lambda each: each.limit)
+        left = _best(conditions, lambda each: each.remaining)
+        is_open = {(host,): float(all(each.circuit == "open" for each in of)) for host, of in conditions.items()}
+        waits = {(host,): min(each.throttled_for_s or 0.0 for each in of) for host, of in conditions.items()}
+        what = "Requests that upstream's rate limit"
+        set_gauge("breakwater_upstream_budget_limit", f"{what} allows in its window.", limits, "upstream")
+        set_gauge("breakwater_upstream_budget_remaining", f"{what} still allows.", left, "upstream")
+        set_gauge("breakwater_upstream_circuit_open", "1 while it is left alone: it does not answer.", is_open, "upstream")
+        set_gauge("breakwater_upstream_throttled_seconds", "How long it is to be left alone.", waits, "upstream")
 
     async def aclose(self) -> None:
         """Close all of them, used or not."""
@@ -164,6 +159,14 @@ class Fitting:
             quiet_s = 0.0 if client.is_used else quiet_s + _LOOK_EVERY_S
         await client.aclose()
         self._retired.discard(client)
+
+
+def _best(
+    conditions: Mapping[str, Sequence[Condition]], number: Callable[[Condition], int | None]
+) -> dict[tuple[str, ...], float]:
+    """The greatest number among each upstream's addresses, for those that have one."""
+    found = {host: [n for each in of if (n := number(each)) is not None] for host, of in conditions.items()}
+    return {(host,): float(max(numbers)) for host, numbers in found.items() if numbers}
 
 
 def conditions_shown(conditions: Sequence[Condition]) -> dict[str, Any]:

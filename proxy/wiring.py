@@ -70,8 +70,8 @@ from proxy.telemetry.audit import Audit, TurningFile
 from proxy.telemetry.log import EventLog, LineWriter
 from proxy.telemetry.tally import Tally
 from proxy.web import freight as freight_routes
-from proxy.web import projects as project_routes
 from proxy.web import operations
+from proxy.web import projects as project_routes
 from proxy.web.admin import Admin, Probes
 from proxy.web.callers import Callers
 from proxy.web.dashboard import Dashboard
@@ -523,35 +523,15 @@ class Appliance:
             (str(host),): float(self.health.is_up(str(host))) for host in self.settings.upstreams
         }
         tally.gauge("breakwater_upstream_up", "1 while the last answer was one, else 0.", up, "upstream")
-<<<<<<< HEAD
         self.fitting.gauge(tally.gauge)
-=======
-        self._gauge_budgets()
         self._gauge_projects()
         degraded = float(bool(self.capacity.degraded))
         tally.gauge("breakwater_store_degraded", "1 while nothing new can be kept, else 0.", degraded)
->>>>>>> main
         is_taken_up = 0.0 if self.reload_problem else 1.0
         tally.gauge("breakwater_reload_successful", "1 unless the last reload found a mistake.", is_taken_up)
         registry = CollectorRegistry()
         registry.register(tally)
         return generate_latest(registry)
-
-
-    def _gauge_budgets(self) -> None:
-        """What upstreams say of their rate limits, for those that say it."""
-        limits: dict[tuple[str, ...], float] = {}
-        remaining: dict[tuple[str, ...], float] = {}
-        for host, client in self.fitting.clients.items():
-            if (budget := client.budget) is None:
-                continue
-            if budget.limit is not None:
-                limits[host,] = budget.limit
-            if budget.remaining is not None:
-                remaining[host,] = budget.remaining
-        what = "Requests that upstream's rate limit"
-        self.tally.gauge("breakwater_upstream_budget_limit", f"{what} allows in its window.", limits, "upstream")
-        self.tally.gauge("breakwater_upstream_budget_remaining", f"{what} still allows.", remaining, "upstream")
 
     def _gauge_projects(self) -> None:
         usage = self.charges.usage()
