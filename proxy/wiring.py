@@ -70,12 +70,13 @@ from proxy.telemetry.audit import Audit, TurningFile
 from proxy.telemetry.log import EventLog, LineWriter
 from proxy.telemetry.tally import Tally
 from proxy.web import freight as freight_routes
-from proxy.web import projects as project_routes
 from proxy.web import operations
+from proxy.web import projects as project_routes
 from proxy.web.admin import Admin, Probes
 from proxy.web.callers import Callers
 from proxy.web.dashboard import Dashboard
 from proxy.web.guard import Guard
+from proxy.web.ready import ReadyTable
 from proxy.web.registry import Registry
 from proxy.web.serve import Pace as ReaderPace
 from proxy.web.serve import Sender
@@ -245,6 +246,7 @@ class Appliance:
             log=logging.getLogger("http"),
             limits=ServerLimits(n_connections=settings.server.max_connections),
             tls=tls,
+            ready=ReadyTable(clock=clock, observe=observe, request_id=registry.new_request_id),
         )
         parts = Parts(
             pull=pull,
@@ -511,11 +513,6 @@ class Appliance:
         tally.gauge("breakwater_store_bytes", "Bytes on disk, committed.", ledger.committed)
         tally.gauge("breakwater_store_reserved_bytes", "Bytes promised to running transfers.", ledger.reserved)
         tally.gauge("breakwater_store_capacity_bytes", "What the store may hold.", ledger.capacity)
-        usage = self.charges.usage()
-        used: dict[tuple[str, ...], float] = {(one.project,): one.charged_bytes for one in usage}
-        tally.gauge("breakwater_project_bytes", "Bytes that a project pays for.", used, "project")
-        quotas: dict[tuple[str, ...], float] = {(one.project,): one.quota for one in usage if one.quota is not None}
-        tally.gauge("breakwater_project_quota_bytes", "What a project may pay for.", quotas, "project")
         tally.gauge("breakwater_store_blobs", "Blobs in the store.", len(ledger))
         tally.gauge("breakwater_transfers_in_flight", "Transfers running.", sum(1 for _ in self.blobs.running()))
         tally.gauge("breakwater_connections", "Client connections open.", self.data.n_connections)
@@ -523,35 +520,15 @@ class Appliance:
             (str(host),): float(self.health.is_up(str(host))) for host in self.settings.upstreams
         }
         tally.gauge("breakwater_upstream_up", "1 while the last answer was one, else 0.", up, "upstream")
-<<<<<<< HEAD
         self.fitting.gauge(tally.gauge)
-=======
-        self._gauge_budgets()
         self._gauge_projects()
         degraded = float(bool(self.capacity.degraded))
         tally.gauge("breakwater_store_degraded", "1 while nothing new can be kept, else 0.", degraded)
->>>>>>> main
         is_taken_up = 0.0 if self.reload_problem else 1.0
         tally.gauge("breakwater_reload_successful", "1 unless the last reload found a mistake.", is_taken_up)
         registry = CollectorRegistry()
         registry.register(tally)
         return generate_latest(registry)
-
-
-    def _gauge_budgets(self) -> None:
-        """What upstreams say of their rate limits, for those that say it."""
-        limits: dict[tuple[str, ...], float] = {}
-        remaining: dict[tuple[str, ...], float] = {}
-        for host, client in self.fitting.clients.items():
-            if (budget := client.budget) is None:
-                continue
-            if budget.limit is not None:
-                limits[host,] = budget.limit
-            if budget.remaining is not None:
-                remaining[host,] = budget.remaining
-        what = "Requests that upstream's rate limit"
-        self.tally.gauge("breakwater_upstream_budget_limit", f"{what} allows in its window.", limits, "upstream")
-        self.tally.gauge("breakwater_upstream_budget_remaining", f"{what} still allows.", remaining, "upstream")
 
     def _gauge_projects(self) -> None:
         usage = self.charges.usage()

@@ -13,14 +13,9 @@ from proxy.engine.links import Links
 from proxy.engine.manifests import Held, Manifests, holding_of
 from proxy.engine.origins import Origin
 from proxy.engine.tasks import TaskOwner
-<<<<<<< HEAD
-from proxy.errors import InvalidManifest, NotFound, StoreError, Unreachable, UpstreamError
-from proxy.events import Event, Noticed, Outcome, TagMoved
-=======
-from proxy.errors import InvalidManifest, NotFound, StoreError, UnknownManifest, UpstreamError
+from proxy.errors import InvalidManifest, NotFound, StoreError, UnknownManifest, Unreachable, UpstreamError
 from proxy.events import Event, Noticed, Outcome, TagHeld, TagMoved
 from proxy.oci.digest import Digest
->>>>>>> main
 from proxy.oci.names import Tag
 from proxy.ports import Clock, Holding, Records, TagRecord
 from proxy.rules import freshness
