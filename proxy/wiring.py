@@ -76,6 +76,7 @@ from proxy.web.admin import Admin, Probes
 from proxy.web.callers import Callers
 from proxy.web.dashboard import Dashboard
 from proxy.web.guard import Guard
+from proxy.web.ready import ReadyTable
 from proxy.web.registry import Registry
 from proxy.web.serve import Pace as ReaderPace
 from proxy.web.serve import Sender
@@ -245,6 +246,7 @@ class Appliance:
             log=logging.getLogger("http"),
             limits=ServerLimits(n_connections=settings.server.max_connections),
             tls=tls,
+            ready=ReadyTable(clock=clock, observe=observe, request_id=registry.new_request_id),
         )
         parts = Parts(
             pull=pull,
@@ -511,11 +513,6 @@ class Appliance:
         tally.gauge("breakwater_store_bytes", "Bytes on disk, committed.", ledger.committed)
         tally.gauge("breakwater_store_reserved_bytes", "Bytes promised to running transfers.", ledger.reserved)
         tally.gauge("breakwater_store_capacity_bytes", "What the store may hold.", ledger.capacity)
-        usage = self.charges.usage()
-        used: dict[tuple[str, ...], float] = {(one.project,): one.charged_bytes for one in usage}
-        tally.gauge("breakwater_project_bytes", "Bytes that a project pays for.", used, "project")
-        quotas: dict[tuple[str, ...], float] = {(one.project,): one.quota for one in usage if one.quota is not None}
-        tally.gauge("breakwater_project_quota_bytes", "What a project may pay for.", quotas, "project")
         tally.gauge("breakwater_store_blobs", "Blobs in the store.", len(ledger))
         tally.gauge("breakwater_transfers_in_flight", "Transfers running.", sum(1 for _ in self.blobs.running()))
         tally.gauge("breakwater_connections", "Client connections open.", self.data.n_connections)
