@@ -12,7 +12,7 @@ import ssl
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,12 +48,13 @@ from proxy.engine.tasks import TaskOwner
 from proxy.engine.verification import Verification
 from proxy.errors import InvalidSettings, StoreError
 from proxy.events import Event, Noticed, UpstreamAsked, UpstreamUnreached
-from proxy.fitting import Fitting
+from proxy.fitting import Fitting, asked_of, conditions_shown
 from proxy.oci.digest import Digest
 from proxy.ports import Upstream
 from proxy.rules.freshness import TagPolicy
 from proxy.rules.gates.access import EVERYBODY, Access, Robot
 from proxy.rules.gates.allowlist import Rules
+from proxy.rules.gates.immutability import Immutable
 from proxy.rules.globs import Glob
 from proxy.rules.ledger import Ledger
 from proxy.rules.quota import Allowance
@@ -68,7 +69,6 @@ from proxy.telemetry.activity import Activity
 from proxy.telemetry.audit import Audit, TurningFile
 from proxy.telemetry.log import EventLog, LineWriter
 from proxy.telemetry.tally import Tally
-from proxy.upstream.client import RegistryClient
 from proxy.web import freight as freight_routes
 from proxy.web import operations
 from proxy.web import projects as project_routes
@@ -76,6 +76,7 @@ from proxy.web.admin import Admin, Probes
 from proxy.web.callers import Callers
 from proxy.web.dashboard import Dashboard
 from proxy.web.guard import Guard
+from proxy.web.ready import ReadyTable
 from proxy.web.registry import Registry
 from proxy.web.serve import Pace as ReaderPace
 from proxy.web.serve import Sender
@@ -99,6 +100,7 @@ class Appliance:
     tls: ssl.SSLContext | None
     capacity: Capacity
     charges: Charges
+    tags: Tags
     explain: Explain
     audit: LineWriter | None
     observe: Callable[[Event], None]
@@ -216,7 +218,7 @@ class Appliance:
         )
         listings = Listings(links, manifests, tags, clock=clock, owner=owner, observe=observe)
         pull = Pull(
-            plan_of(settings, fitting.clients),
+            plan_of(settings, fitting.upstreams),
             tags=tags,
             manifests=manifests,
             blobs=blobs,
@@ -244,6 +246,7 @@ class Appliance:
             log=logging.getLogger("http"),
             limits=ServerLimits(n_connections=settings.server.max_connections),
             tls=tls,
+            ready=ReadyTable(clock=clock, observe=observe, request_id=registry.new_request_id),
         )
         parts = Parts(
             pull=pull,
@@ -274,6 +277,7 @@ class Appliance:
             tls=tls,
             capacity=capacity,
             charges=charges,
+            tags=tags,
             explain=explain,
             audit=audit,
             observe=observe,
@@ -363,7 +367,7 @@ class Appliance:
         fitted = await asyncio.to_thread(self.fitting.fit, settings)
         # A context that took half of a pair would refuse every handshake: try on one that nobody uses.
         await asyncio.to_thread(server_tls, settings)
-        plan = plan_of(settings, {host: each.client for host, each in fitted.items()})
+        plan = plan_of(settings, asked_of(fitted))
         # Nothing below fails or waits, so that no request sees half of it.
         self.settings = settings
         old, self.pull.plan = self.pull.plan, plan
@@ -463,15 +467,18 @@ class Appliance:
                 }
                 for transfer in self.blobs.running()
             ],
+            "projects": self.usage()["projects"],
+            "refused_tag_moves": [
+                {"project": project, "reference": name, "kept": str(kept), "upstream": str(now) if now else None}
+                for (project, name), (kept, now) in self.tags.refused_moves.items()
+            ],
             "upstreams": {host: self._upstream(host) for host in sorted(map(str, self.settings.upstreams))},
             "connections": self.data.n_connections,
             "listen": list(self.data.addresses),
         }
 
     def _upstream(self, host: str) -> dict[str, Any]:
-        client = self.fitting.clients.get(host)
-        budget = client.budget if client is not None else None
-        return {**self.health.of(host), "budget": asdict(budget) if budget is not None else None}
+        return self.health.of(host) | conditions_shown(self.fitting.conditions(host))
 
     def usage(self) -> dict[str, Any]:
         """The document of /api/v1/usage: what projects pay for, and what is on disk."""
@@ -506,11 +513,6 @@ class Appliance:
         tally.gauge("breakwater_store_bytes", "Bytes on disk, committed.", ledger.committed)
         tally.gauge("breakwater_store_reserved_bytes", "Bytes promised to running transfers.", ledger.reserved)
         tally.gauge("breakwater_store_capacity_bytes", "What the store may hold.", ledger.capacity)
-        usage = self.charges.usage()
-        used: dict[tuple[str, ...], float] = {(one.project,): one.charged_bytes for one in usage}
-        tally.gauge("breakwater_project_bytes", "Bytes that a project pays for.", used, "project")
-        quotas: dict[tuple[str, ...], float] = {(one.project,): one.quota for one in usage if one.quota is not None}
-        tally.gauge("breakwater_project_quota_bytes", "What a project may pay for.", quotas, "project")
         tally.gauge("breakwater_store_blobs", "Blobs in the store.", len(ledger))
         tally.gauge("breakwater_transfers_in_flight", "Transfers running.", sum(1 for _ in self.blobs.running()))
         tally.gauge("breakwater_connections", "Client connections open.", self.data.n_connections)
@@ -518,11 +520,22 @@ class Appliance:
             (str(host),): float(self.health.is_up(str(host))) for host in self.settings.upstreams
         }
         tally.gauge("breakwater_upstream_up", "1 while the last answer was one, else 0.", up, "upstream")
+        self.fitting.gauge(tally.gauge)
+        self._gauge_projects()
+        degraded = float(bool(self.capacity.degraded))
+        tally.gauge("breakwater_store_degraded", "1 while nothing new can be kept, else 0.", degraded)
         is_taken_up = 0.0 if self.reload_problem else 1.0
         tally.gauge("breakwater_reload_successful", "1 unless the last reload found a mistake.", is_taken_up)
         registry = CollectorRegistry()
         registry.register(tally)
         return generate_latest(registry)
+
+    def _gauge_projects(self) -> None:
+        usage = self.charges.usage()
+        used: dict[tuple[str, ...], float] = {(each.project,): each.charged_bytes for each in usage}
+        quotas: dict[tuple[str, ...], float] = {(u.project,): u.quota for u in usage if u.quota is not None}
+        self.tally.gauge("breakwater_project_bytes", "Stored bytes that a project pays for.", used, "project")
+        self.tally.gauge("breakwater_project_quota_bytes", "What a project may hold.", quotas, "project")
 
 
 class UpstreamHealth:
@@ -580,7 +593,7 @@ class UpstreamHealth:
 # -- settings become values --------------------------------------------------------------------------------------------
 
 
-def plan_of(settings: Settings, clients: Mapping[str, RegistryClient]) -> Plan:
+def plan_of(settings: Settings, clients: Mapping[str, Upstream]) -> Plan:
     """Routing, rules and upstreams as one immutable value."""
     default = effective_default(settings)
     projects = tuple(
@@ -615,8 +628,9 @@ def plan_of(settings: Settings, clients: Mapping[str, RegistryClient]) -> Plan:
     robots = robots_of(settings)
     named = {str(name): tuple(project.access) for name, project in settings.projects.items()}
     named.setdefault(DEFAULT_PROJECT, (EVERYBODY,))
+    immutable = {str(name): Immutable.of(tuple(project.immutable_tags)) for name, project in settings.projects.items()}
     access = {name: Access.of(name, readers, robots) for name, readers in named.items()}
-    return Plan(Routes(hosts, str(default or ""), projects), rules, Origins(origins), access, robots)
+    return Plan(Routes(hosts, str(default or ""), projects), rules, Origins(origins), access, robots, immutable)
 
 
 def robots_of(settings: Settings) -> dict[str, Robot]:

@@ -24,6 +24,7 @@ from proxy.oci.names import Tag
 from proxy.ports import TagPage
 from proxy.rules.gates.access import ANONYMOUS, Access, Caller, Robot
 from proxy.rules.gates.allowlist import Rules
+from proxy.rules.gates.immutability import Immutable
 from proxy.rules.routes import Route, Routes
 
 
@@ -37,6 +38,8 @@ class Plan:
     #: Readers by project; one that is not here has none but operators. Empty where there are no robots.
     access: Mapping[str, Access] = field(default_factory=dict)
     robots: Mapping[str, Robot] = field(default_factory=dict)
+    #: Tags that keep their digest, by project.
+    immutable: Mapping[str, Immutable] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,8 @@ class Pull:
         route, origin, rules = self._route(asked, caller)
         if isinstance(asked.target, Tag):
             rules.check_tag(route.reference, asked.target)
-            resolved = await self._tags.resolve(route, origin, asked.target)
+            is_fixed = self.plan.immutable.get(route.project, Immutable()).covers(asked.target)
+            resolved = await self._tags.resolve(route, origin, asked.target, is_fixed=is_fixed)
             pulled = Pulled(route, resolved.held, resolved.outcome, resolved.age_s, resolved.trouble)
         else:
             await self._check_digest(route, rules, asked.target)
@@ -121,7 +125,9 @@ class Pull:
     async def blob(self, asked: BlobGet, caller: Caller = ANONYMOUS) -> tuple[Route, Opened]:
         """A blob, ready to be read; the size is known, the bytes may still be coming."""
         route, origin, rules = self._route(asked, caller)
-        await self._check_blob(route, rules, asked.digest)
+        if not await self._check_blob(route, rules, asked.digest) and rules.max_blob is not None:
+            size, _ = await self._blobs.size(route, origin, asked.digest)
+            rules.check_size(route.reference, asked.digest, size)  # before a byte of it is fetched
         opened = await self._blobs.open(route, origin, asked.digest)
         try:
             rules.check_size(route.reference, asked.digest, opened.size)
@@ -173,11 +179,11 @@ class Pull:
         index = await self._links.of(holding_of(route))
         rules.check_digest(route.reference, digest, lambda: index.tags_of(digest))
 
-    async def _check_blob(self, route: Route, rules: Rules, digest: Digest) -> None:
-        """Like a digest; and where a manifest says what it is and how large, that, too."""
+    async def _check_blob(self, route: Route, rules: Rules, digest: Digest) -> bool:
+        """Like a digest; and where a manifest says what it is and how large, that, too. False where none does."""
         await self._check_digest(route, rules, digest)
         if rules.is_open:
-            return
+            return False
         index = await self._links.of(holding_of(route))
         record, named = index.records.get(digest), index.named.get(digest)
         if record is not None and record.is_manifest:
@@ -185,10 +191,11 @@ class Pull:
             named = record.descriptor
             for part in () if is_index(named.media_type) else record.names:
                 rules.check_part(route.reference, part)
-        if named is not None:
-            rules.check_part(route.reference, named)
-        else:
+        if named is None:
             rules.check_types(route.reference, digest, ())
+            return False
+        rules.check_part(route.reference, named)
+        return True
 
     def _pay(self, route: Route, held: Held) -> None:
         """The project pays for the manifest, and is asked whether it could pay for what belongs to it."""

@@ -83,12 +83,21 @@ class BudgetStatus(Open):
     window_s: int | None
 
 
+class AddressStatus(Open):
+    url: str
+    circuit: str = Field(description='"closed", "open" (left alone: it did not answer) or "half-open" (one asks).')
+    budget: BudgetStatus | None
+    is_low: bool = Field(description="Whether what is left is kept for misses.")
+    throttled_for_s: float | None = Field(description="For how long it asked to be left alone, if it did.")
+
+
 class UpstreamStatus(Open):
-    state: str = Field(description='"ok" or "failing": what its last answer was.')
+    state: str = Field(description='"ok" or "failing": what its last answer was; "open": it is left alone for a while.')
     last_error: str | None
     requests: int
     failures: int
     budget: BudgetStatus | None = Field(description="What it last said of its rate limit, if anything.")
+    addresses: list[AddressStatus] = Field(description="Each of its addresses, in the order in which they are tried.")
 
 
 class Status(Open):
