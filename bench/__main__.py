@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each load that is bounded by time")
     parser.add_argument("--only", default=",".join(WORKS), help="e.g. P1,P3")
     parser.add_argument("--quick", action="store_true", help="smaller bodies, no thousand clients, no million blobs")
-    parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder for results.{txt,json,png}")
+    parser.add_argument("--out", type=Path, default=Path("bench/out"), help="folder for results.{txt,json,png}")
     asked = parser.parse_args()
     wanted = asked.only.split(",")
 

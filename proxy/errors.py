@@ -33,6 +33,10 @@ class InvalidDigest(BadRequest):
     """A digest of an unknown algorithm, or not in lower-case hex of the right length."""
 
 
+class BadArchive(BadRequest):
+    """An archive that is refused: damaged, hostile, or not what its contents say."""
+
+
 class InvalidManifest(BreakwaterError):
     """Bytes that claim to be a manifest and are not (CVE-2021-41190 and its kin), or exceed the 4 MiB limit."""
 

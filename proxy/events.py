@@ -32,6 +32,8 @@ class Answered:
     repository: str = ""
     project: str = ""
     rule: str = ""
+    #: The robot that asked, "" for anybody.
+    caller: str = ""
     #: How the body ended: "whole", "gone" (the client left), "slow" (cut), "short" (the transfer failed).
     ending: str = "whole"
     error: str = ""
@@ -45,6 +47,14 @@ class UpstreamAsked:
     kind: str
     method: str
     status: int
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamUnreached:
+    """A request could not even be sent: no name, no connection, no TLS. Upstream counts nothing, and neither do we."""
+
+    upstream: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +89,18 @@ class TagMoved:
 
 
 @dataclass(frozen=True, slots=True)
+class TagHeld:
+    """Upstream moved a tag that is immutable here: it keeps `kept`. `now` is "" where upstream has it no longer."""
+
+    project: str
+    upstream: str
+    repository: str
+    tag: str
+    kept: str
+    now: str
+
+
+@dataclass(frozen=True, slots=True)
 class Evicted:
     """Blobs were deleted to make room."""
 
@@ -94,4 +116,54 @@ class Noticed:
     sentence: str
 
 
-Event = Answered | UpstreamAsked | UpstreamBytes | TransferEnded | TagMoved | Evicted | Noticed
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What is allowed or kept was changed. `what`: robot, rules, blob, …; `how`: added, removed, changed, purged."""
+
+    what: str
+    name: str
+    how: str
+
+
+Event = (
+    Answered
+    | UpstreamAsked
+    | UpstreamUnreached
+    | UpstreamBytes
+    | TransferEnded
+    | TagMoved
+    | TagHeld
+    | Evicted
+    | Changed
+    | Noticed
+)
+
+
+# -- what events add up to ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryUse:
+    """How much one repository was used since the start. `last_at` is wall-clock seconds since 1970."""
+
+    project: str
+    upstream: str
+    repository: str
+    n_requests: int
+    n_bytes: int
+    last_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One request that a rule refused. Strings from the client are raw, and cut to a bounded length."""
+
+    at: float
+    remote: str
+    method: str
+    path: str
+    project: str
+    rule: str
+    upstream: str
+    repository: str
+    sentence: str

@@ -119,9 +119,8 @@ async def _reload(appliance: Appliance, load: Load, log: EventLog) -> None:
     settings = appliance.settings
     log.adjust(as_json=_is_json(settings), level=settings.log.level, requests=settings.server.request_log)
     appliance.reload_problem = ""
-    log.say("info", "reload: settings, certificates and credentials are taken up")
-    if held:
-        log.say("warning", f"reload: these change at the next start only: {', '.join(held)}")
+    waiting = f"; these change at the next start only: {', '.join(held)}" if held else ""
+    log.say("warning" if held else "info", f"reload: settings, certificates and credentials are taken up{waiting}")
 
 
 def _status_of(appliance: Appliance) -> str:

@@ -6,7 +6,7 @@ the world; the values are plain and frozen.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -148,6 +148,34 @@ class BlobStore(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class KeptIngest:
+    """An unfinished blob that an earlier process left behind. `n_bytes` is its length, of which nothing is proven."""
+
+    digest: Digest
+    n_bytes: int
+    name: str
+
+
+class Leftovers(Protocol):
+    """Unfinished blobs that no running transfer owns: to go on with, or to sweep."""
+
+    async def kept_ingests(self) -> Sequence[KeptIngest]:
+        """All of them, longest first. Raises Unavailable."""
+        ...
+
+    async def resume_ingest(self, digest: Digest, verifier: Verifier) -> Ingest | None:
+        """Go on with the longest of this digest, its bytes fed to `verifier`, or None. Raises Unavailable, Overloaded.
+
+        The bytes prove nothing until the whole agrees: when it does not, that is no fault of upstream's.
+        """
+        ...
+
+    async def sweep_ingest(self, keep: Collection[str] = ()) -> int:
+        """Remove all but the names in `keep` and what runs; the bytes that this freed. Raises Unavailable."""
+        ...
+
+
 # -- records at rest -----------------------------------------------------------------------------------------------
 
 
@@ -201,7 +229,8 @@ class Records(Protocol):
         ...
 
     async def put_tag(self, holding: Holding, record: TagRecord) -> None:
-        """Durable when it returns. Raises OutOfSpace or Unavailable; the older record then stands."""
+        """Durable when it returns. Raises OutOfSpace or Unavailable: then the older record stands, or the new one where
+        only the last step failed, and a power cut may still bring the older back."""
         ...
 
     async def links(self, holding: Holding) -> Sequence[LinkRecord]:
@@ -234,6 +263,8 @@ class ChargeJournal(Protocol):
 
     async def rewrite(self, project: str, charges: Sequence[tuple[Digest, int]]) -> None:
         """Replace all that was said of the project; the old list stands until the new one is durable. Raises alike."""
+
+
 class Notes(Protocol):
     """A few named documents of the store, each written whole: pins, what a seal was made of."""
 
@@ -306,6 +337,8 @@ class ManifestHead:
     media_type: str
     size: int | None
     source: str
+    #: An address that is not the first said so while an earlier one failed: it confirms a tag and moves none.
+    is_secondhand: bool = False
 
 
 class BlobBody(Protocol):
@@ -368,6 +401,20 @@ class Upstream(Protocol):
     async def referrers(self, repository: Repository, digest: Digest, *, artifact_type: str) -> bytes | None:
         """The referrers index as upstream sent it, all pages joined; None where upstream has no referrers API (404)."""
         ...
+
+
+# -- archives ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A plain file of an archive. `pieces` are its `size` bytes, in order, once, and before the next member is asked
+    for. Reading them raises BadArchive when the archive ends before they do.
+    """
+
+    name: str
+    size: int
+    pieces: AsyncIterator[bytes]
 
 
 # -- how to serve, as a value --------------------------------------------------------------------------------------

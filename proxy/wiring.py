@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
+import secrets
 import socket
 import ssl
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,44 +20,64 @@ import uvloop
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
-from proxy import __version__
+from proxy import __version__, admin_token
+from proxy.archives.tar import framed, members_of
 from proxy.clock import SystemClock
+from proxy.engine import changes
 from proxy.engine.blobs import Blobs, Limits
+from proxy.engine.bundle import Export, Import, Parts
 from proxy.engine.capacity import Capacity
+from proxy.engine.catalogue import Catalogue
 from proxy.engine.charges import Charges
+from proxy.engine.explain import Explain
 from proxy.engine.freight import Freight
 from proxy.engine.links import Links
 from proxy.engine.listings import Listings
 from proxy.engine.manifests import Manifests
+from proxy.engine.orders import Orders
 from proxy.engine.origins import Origin, Origins, SealedUpstream
 from proxy.engine.pins import Pins
 from proxy.engine.prefetch import Prefetch
 from proxy.engine.pull import Plan, Pull
 from proxy.engine.pump import Work
+from proxy.engine.purge import Purge
+from proxy.engine.remains import Remains
+from proxy.engine.robots import Robots
+from proxy.engine.seal import Seal
 from proxy.engine.tags import Tags
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.verification import Verification
 from proxy.errors import InvalidSettings, StoreError
-from proxy.events import Event, Noticed, UpstreamAsked
-from proxy.fitting import Fitting
+from proxy.events import Event, Noticed, UpstreamAsked, UpstreamUnreached
+from proxy.fitting import Fitting, asked_of, conditions_shown
 from proxy.oci.digest import Digest
 from proxy.ports import Upstream
 from proxy.rules.freshness import TagPolicy
+from proxy.rules.gates.access import EVERYBODY, Access, Robot
 from proxy.rules.gates.allowlist import Rules
+from proxy.rules.gates.immutability import Immutable
 from proxy.rules.globs import Glob
 from proxy.rules.ledger import Ledger
 from proxy.rules.quota import Allowance
 from proxy.rules.routes import DEFAULT_PROJECT, ProjectRoute, Routes
+from proxy.rules.secret_hash import SecretHash
 from proxy.service.sockets import NOTHING_HANDED, Handed, not_covered
-from proxy.settings import Settings, TcpAddress, UnixAddress, effective_default
+from proxy.settings import Address, Settings, TcpAddress, UnixAddress, effective_default
 from proxy.settings.changes import taken_up
 from proxy.store.disk import DiskStore
 from proxy.store.lock import PATIENCE_S
+from proxy.telemetry.activity import Activity
+from proxy.telemetry.audit import Audit, TurningFile
 from proxy.telemetry.log import EventLog, LineWriter
 from proxy.telemetry.tally import Tally
-from proxy.upstream.client import RegistryClient
 from proxy.web import freight as freight_routes
-from proxy.web.admin import Admin
+from proxy.web import operations
+from proxy.web import projects as project_routes
+from proxy.web.admin import Admin, Probes
+from proxy.web.callers import Callers
+from proxy.web.dashboard import Dashboard
+from proxy.web.guard import Guard
+from proxy.web.ready import ReadyTable
 from proxy.web.registry import Registry
 from proxy.web.serve import Pace as ReaderPace
 from proxy.web.serve import Sender
@@ -79,6 +101,10 @@ class Appliance:
     tls: ssl.SSLContext | None
     capacity: Capacity
     charges: Charges
+    tags: Tags
+    explain: Explain
+    audit: LineWriter | None
+    observe: Callable[[Event], None]
     blobs: Blobs
     pull: Pull
     tally: Tally
@@ -90,7 +116,13 @@ class Appliance:
     health: UpstreamHealth
     pins: Pins
     freight: Freight
+    activity: Activity
+    catalogue: Catalogue
+    purge: Purge
+    seal: Seal
     started_at: float
+    probes: web.AppRunner | None = None
+    probe_addresses: tuple[str, ...] = ()
     is_stopping: bool = False
     #: Why the last reload changed nothing; "" when it was taken up, or there was none.
     reload_problem: str = ""
@@ -106,11 +138,17 @@ class Appliance:
         clock = SystemClock()
         tally = Tally()
         health = UpstreamHealth(clock.monotonic)
+        activity = Activity(clock.wall)
+
+        watching: list[Callable[[Event], None]] = []
 
         def observe(event: Event) -> None:
             tally.observe(event)
             health.observe(event)
+            activity.observe(event)
             log.observe(event)
+            for watch in watching:
+                watch(event)
 
         owner = TaskOwner(lambda sentence: log.say("error", sentence))
         store = await DiskStore.open(
@@ -123,6 +161,12 @@ class Appliance:
         fitted = await asyncio.to_thread(fitting.fit, settings)
         fitting.use(fitted)
         tls = await asyncio.to_thread(server_tls, settings)
+        audit: LineWriter | None = None
+        try:
+            audit = LineWriter(await asyncio.to_thread(lambda: TurningFile(store.path / "audit" / "audit.jsonl")))
+            watching.append(Audit(audit, clock.wall).observe)
+        except OSError as error:  # a disk that is read-only serves hits, and must not keep us from starting
+            log.say("error", f"there is no audit log: {error.strerror}")
         space = await store.blobs.space()
         min_free = settings.store.min_free
         inode_share = settings.store.min_free_inode_share
@@ -141,10 +185,14 @@ class Appliance:
         await capacity.prepare()
 
         pins = Pins(store.notes, capacity.ledger, owner, keeps_all=settings.server.sealed)
+        seal = Seal(store.notes, owner)
         try:
             await pins.load()
+            await seal.load()
+            if sealed := frozenset(str(host) for host, upstream in settings.upstreams.items() if upstream.sealed):
+                await pins.keep_all_of(store.records, sealed)
         except StoreError as error:
-            log.say("error", f"nothing is pinned: {error}")
+            log.say("error", f"what is pinned is not known: {error}")
         capacity.pinned = pins
 
         async def condemn(digest: Digest, why: str) -> None:
@@ -159,10 +207,12 @@ class Appliance:
         manifests = Manifests(
             store.blobs, capacity, charges, links, verification, clock=clock, owner=owner, observe=observe
         )
+        remains = Remains(store.blobs, capacity, clock=clock, owner=owner, observe=observe)
+        remains.start()
         capacity.on_forgotten = lambda digests: manifests.forget(*digests)
         tags = Tags(store.records, manifests, links, clock=clock, owner=owner, observe=observe)
         blobs = Blobs(
-            Work(store.blobs, capacity, clock, random.random, observe, charges),
+            Work(store.blobs, capacity, clock, random.random, observe, charges, remains),
             links,
             verification,
             owner=owner,
@@ -175,7 +225,7 @@ class Appliance:
         )
         listings = Listings(links, manifests, tags, clock=clock, owner=owner, observe=observe)
         pull = Pull(
-            plan_of(settings, fitting.clients),
+            plan_of(settings, fitting.upstreams),
             tags=tags,
             manifests=manifests,
             blobs=blobs,
@@ -187,14 +237,44 @@ class Appliance:
             clock,
             pace=ReaderPace(int(settings.transfers.reader_min_rate), settings.transfers.reader_min_rate_window),
         )
+        explain = Explain(lambda: pull.plan, links, store.records, charges)
+        callers = Callers(
+            Robots(key=secrets.token_bytes(32), clock=clock, owner=owner),
+            lambda: pull.plan.robots,
+            clock=clock,
+            is_tls=settings.server.tls is not None,
+            public_url=settings.server.public_url or "",
+        )
         registry = Registry(
-            pull, sender, clock=clock, observe=observe, header_deadline_s=settings.transfers.header_deadline
+            pull, sender, callers, clock=clock, observe=observe, header_deadline_s=settings.transfers.header_deadline
         )
         data = DataServer(
             registry,
             log=logging.getLogger("http"),
             limits=ServerLimits(n_connections=settings.server.max_connections),
             tls=tls,
+            ready=ReadyTable(clock=clock, observe=observe, request_id=registry.new_request_id),
+        )
+        parts = Parts(
+            pull=pull,
+            blobs=store.blobs,
+            records=store.records,
+            links=links,
+            manifests=manifests,
+            tags=tags,
+            capacity=capacity,
+            charges=charges,
+            pins=pins,
+            clock=clock,
+            owner=owner,
+        )
+        freight = Freight(
+            Prefetch(pull, capacity, pins, clock=clock),
+            Export(parts),
+            Import(parts),
+            seal,
+            framed=framed,
+            members_of=members_of,
         )
         self = cls(
             settings=settings,
@@ -204,6 +284,10 @@ class Appliance:
             tls=tls,
             capacity=capacity,
             charges=charges,
+            tags=tags,
+            explain=explain,
+            audit=audit,
+            observe=observe,
             blobs=blobs,
             pull=pull,
             tally=tally,
@@ -214,7 +298,11 @@ class Appliance:
             admin_addresses=(),
             health=health,
             pins=pins,
-            freight=Freight(Prefetch(pull, capacity, pins, clock=clock)),
+            freight=freight,
+            seal=seal,
+            activity=activity,
+            catalogue=Catalogue(store.records, links, capacity, clock=clock, owner=owner),
+            purge=Purge(store.records, links, tags, manifests, capacity),
             started_at=clock.monotonic(),
         )
         try:
@@ -228,26 +316,53 @@ class Appliance:
         return self
 
     async def _listen(self, handed: Handed) -> None:
-        admin = Admin(
-            status=self.status,
-            metrics=self.metrics,
-            readiness=self.readiness,
-            also=freight_routes.routes(self.freight),
-        )
-        self.admin = web.AppRunner(admin.app(), access_log=None, shutdown_timeout=1.0)
+        server = self.settings.server
+        token = await asyncio.to_thread(admin_token.obtain, self.settings)
+        probes = Probes(metrics=self.metrics, readiness=self.readiness)
+        self.admin = web.AppRunner(self._admin(probes, token).app(), access_log=None, shutdown_timeout=1.0)
         await self.admin.setup()
-        address = self.settings.server.admin_listen
+        if server.probe_listen is not None:
+            self.probes = web.AppRunner(probes.app(), access_log=None, shutdown_timeout=1.0)
+            await self.probes.setup()
+            self.probe_addresses = await _sites(self.probes, server.probe_listen)
+        address = server.admin_listen
         if handed.admin:
             for listening in handed.admin:
                 await web.SockSite(self.admin, listening).start()
             self.admin_addresses = tuple(name_of(listening) for listening in handed.admin)
-        elif isinstance(address, UnixAddress):
-            await web.UnixSite(self.admin, address.path).start()
-            self.admin_addresses = (str(address),)
         else:
-            self.admin_addresses = await _tcp_sites(self.admin, address)
+            self.admin_addresses = await _sites(self.admin, address)
         listen = [str(listening) for listening in self.settings.server.listen]
         await self.data.start(not_covered(listen, handed.data), handed.data)
+
+    def _admin(self, probes: Probes, token: str) -> Admin:
+        """What operators ask and see. A feature with a question of its own adds its `Operation` to the list here."""
+        server = self.settings.server
+        seen = operations.Seen(
+            status=self.status,
+            usage=self.charges.usage,
+            projects=lambda: {DEFAULT_PROJECT, *map(str, self.settings.projects)},
+            activity=self.activity,
+            catalogue=self.catalogue,
+            purge=self.purge,
+        )
+        names = [*server.admin_hosts]
+        if isinstance(server.admin_listen, TcpAddress):
+            names.append(server.admin_listen.host)
+        place = str(admin_token.place_of(self.settings))
+        orders = Orders(self.freight, self.clock, self.owner)
+        return Admin(
+            probes=probes,
+            guard=Guard(token, names, place),
+            operations=[*operations.operations(seen)],
+            also=[
+                *freight_routes.routes(self.freight),
+                *project_routes.routes(self.explain.of, self.usage, self.charges.recount),
+            ],
+            described=operations.ELSEWHERE,
+            pages=Dashboard(seen, orders, wall=self.clock.wall, token_place=place),
+            version=__version__,
+        )
 
     async def reload(self, wanted: Settings) -> tuple[str, ...]:
         """Take up new settings, and the files they name, all at once and for requests that come from now on.
@@ -259,12 +374,15 @@ class Appliance:
         fitted = await asyncio.to_thread(self.fitting.fit, settings)
         # A context that took half of a pair would refuse every handshake: try on one that nobody uses.
         await asyncio.to_thread(server_tls, settings)
-        plan = plan_of(settings, {host: each.client for host, each in fitted.items()})
+        plan = plan_of(settings, asked_of(fitted))
         # Nothing below fails or waits, so that no request sees half of it.
         self.settings = settings
-        self.pull.plan = plan
+        old, self.pull.plan = self.pull.plan, plan
         self.charges.allow(allowances_of(settings))
+        for change in changes.between(old, plan):
+            self.observe(change)
         self.fitting.use(fitted)
+        self.health.forget_others({str(host) for host in settings.upstreams})
         if self.tls is not None and settings.server.tls is not None:
             self.tls.load_cert_chain(settings.server.tls.cert, settings.server.tls.key)
         return held
@@ -281,12 +399,15 @@ class Appliance:
     async def aclose(self) -> None:
         """Everything down, in the opposite order of its making."""
         await self.data.aclose(0)
-        if self.admin is not None:
-            await self.admin.cleanup()
+        for runner in (self.admin, self.probes):
+            if runner is not None:
+                await runner.cleanup()
         await self.owner.aclose()
         await self.charges.aclose()
         await self.capacity.aclose()
         await self.fitting.aclose()
+        if self.audit is not None:
+            await asyncio.to_thread(self.audit.close)
         self.sender.close()
         await self.store.aclose()
 
@@ -324,6 +445,8 @@ class Appliance:
             "version": __version__,
             "uptime_s": round(now - self.started_at, 3),
             "sealed": self.settings.server.sealed,
+            "seal": self.seal.as_json(),
+            "pins": {"references": len(self.pins), "bytes": self.pins.n_bytes},
             "ready": word,
             "reason": reason,
             "requests": {o: outcomes.get(o, 0) for o in ("hit", "coalesced", "miss", "stale", "denied", "failed")},
@@ -351,9 +474,44 @@ class Appliance:
                 }
                 for transfer in self.blobs.running()
             ],
-            "upstreams": {host: self.health.of(host) for host in sorted(map(str, self.settings.upstreams))},
+            "projects": self.usage()["projects"],
+            "refused_tag_moves": [
+                {"project": project, "reference": name, "kept": str(kept), "upstream": str(now) if now else None}
+                for (project, name), (kept, now) in self.tags.refused_moves.items()
+            ],
+            "upstreams": {host: self._upstream(host) for host in sorted(map(str, self.settings.upstreams))},
             "connections": self.data.n_connections,
             "listen": list(self.data.addresses),
+        }
+
+    def _upstream(self, host: str) -> dict[str, Any]:
+        return self.health.of(host) | conditions_shown(self.fitting.conditions(host))
+
+    def usage(self) -> dict[str, Any]:
+        """The document of /api/v1/usage: what projects pay for, and what is on disk."""
+        ledger, projects = self.capacity.ledger, self.charges.usage()
+        return {
+            "projects": [
+                {
+                    "project": one.project,
+                    "used_bytes": one.charged_bytes,
+                    "reserved_bytes": one.reserved_bytes,
+                    "blobs": one.n_blobs,
+                    "quota_bytes": one.quota,
+                    "on_full": one.on_full,
+                }
+                for one in projects
+            ],
+            "store": {
+                "logical_bytes": sum(one.charged_bytes for one in projects),
+                "physical_bytes": ledger.committed,
+                "capacity_bytes": ledger.capacity,
+                "blobs": len(ledger),
+            },
+            "drift": [
+                {"project": one.project, "gone": one.n_gone, "resized": one.n_resized, "bytes": one.n_bytes}
+                for one in self.charges.drift
+            ],
         }
 
     def metrics(self) -> bytes:
@@ -369,11 +527,22 @@ class Appliance:
             (str(host),): float(self.health.is_up(str(host))) for host in self.settings.upstreams
         }
         tally.gauge("breakwater_upstream_up", "1 while the last answer was one, else 0.", up, "upstream")
+        self.fitting.gauge(tally.gauge)
+        self._gauge_projects()
+        degraded = float(bool(self.capacity.degraded))
+        tally.gauge("breakwater_store_degraded", "1 while nothing new can be kept, else 0.", degraded)
         is_taken_up = 0.0 if self.reload_problem else 1.0
         tally.gauge("breakwater_reload_successful", "1 unless the last reload found a mistake.", is_taken_up)
         registry = CollectorRegistry()
         registry.register(tally)
         return generate_latest(registry)
+
+    def _gauge_projects(self) -> None:
+        usage = self.charges.usage()
+        used: dict[tuple[str, ...], float] = {(each.project,): each.charged_bytes for each in usage}
+        quotas: dict[tuple[str, ...], float] = {(u.project,): u.quota for u in usage if u.quota is not None}
+        self.tally.gauge("breakwater_project_bytes", "Stored bytes that a project pays for.", used, "project")
+        self.tally.gauge("breakwater_project_quota_bytes", "What a project may hold.", quotas, "project")
 
 
 class UpstreamHealth:
@@ -388,6 +557,11 @@ class UpstreamHealth:
 
     def observe(self, event: Event) -> None:
         """Take note of an upstream's answer."""
+        if isinstance(event, UpstreamUnreached):
+            self._failures[event.upstream] += 1
+            self._down.add(event.upstream)
+            self._last_error[event.upstream] = (event.why, self._monotonic())
+            return
         if not isinstance(event, UpstreamAsked):
             return
         host = event.upstream
@@ -399,6 +573,10 @@ class UpstreamHealth:
             self._last_error[host] = (f"{event.method} {event.kind} {said}", self._monotonic())
         else:
             self._down.discard(host)
+
+    def forget_others(self, hosts: Collection[str]) -> None:
+        """Only these are upstreams from now on."""
+        self._down &= set(hosts)
 
     def is_up(self, host: str) -> bool:
         """Whether its last answer was one; true before the first."""
@@ -422,7 +600,7 @@ class UpstreamHealth:
 # -- settings become values --------------------------------------------------------------------------------------------
 
 
-def plan_of(settings: Settings, clients: Mapping[str, RegistryClient]) -> Plan:
+def plan_of(settings: Settings, clients: Mapping[str, Upstream]) -> Plan:
     """Routing, rules and upstreams as one immutable value."""
     default = effective_default(settings)
     projects = tuple(
@@ -454,7 +632,24 @@ def plan_of(settings: Settings, clients: Mapping[str, RegistryClient]) -> Plan:
             str(host), port, TagPolicy(upstream.tag_ttl, upstream.stale_if_error, sealed), upstream.negative_ttl
         )
     hosts = frozenset(str(host) for host in settings.upstreams)
-    return Plan(Routes(hosts, str(default or ""), projects), rules, Origins(origins))
+    robots = robots_of(settings)
+    named = {str(name): tuple(project.access) for name, project in settings.projects.items()}
+    named.setdefault(DEFAULT_PROJECT, (EVERYBODY,))
+    immutable = {str(name): Immutable.of(tuple(project.immutable_tags)) for name, project in settings.projects.items()}
+    access = {name: Access.of(name, readers, robots) for name, readers in named.items()}
+    return Plan(Routes(hosts, str(default or ""), projects), rules, Origins(origins), access, robots, immutable)
+
+
+def robots_of(settings: Settings) -> dict[str, Robot]:
+    """The accounts. Raises InvalidSettings for a hash that cannot be used."""
+    robots = {}
+    for name, robot in settings.robots.items():
+        try:
+            hashes = tuple(SecretHash.parse(one.get_secret_value()) for one in robot.secret_hash)
+        except ValueError as error:
+            raise InvalidSettings([f"robots.{name}.secret_hash: {error}"]) from error
+        robots[name] = Robot(name, hashes, frozenset(robot.projects), robot.expires)
+    return robots
 
 
 def allowances_of(settings: Settings) -> dict[str, Allowance]:
@@ -473,6 +668,35 @@ def server_tls(settings: Settings) -> ssl.SSLContext | None:
     except (OSError, ssl.SSLError) as error:
         raise InvalidSettings([f"[server] tls: cannot use {tls.cert} with {tls.key}: {error}"]) from error
     return context
+
+
+async def _sites(runner: web.AppRunner, address: Address) -> tuple[str, ...]:
+    """Listen on an address of the settings; returns the real ones."""
+    if isinstance(address, UnixAddress):
+        await web.SockSite(runner, _unix_socket(address)).start()
+        return (str(address),)
+    return await _tcp_sites(runner, address)
+
+
+def _unix_socket(address: UnixAddress) -> socket.socket:
+    """Bound so that only its owner and group may connect: over it no token is asked for. A socket that nobody listens
+    on any more is replaced."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path = Path(address.path)
+        if path.is_socket() and listening.connect_ex(address.path) != 0:
+            path.unlink(missing_ok=True)
+        listening.close()
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        masked = os.umask(0o117)
+        try:
+            listening.bind(address.path)
+        finally:
+            os.umask(masked)
+    except OSError as error:
+        listening.close()
+        raise OSError(error.errno, f"cannot listen on admin address {address}: {error.strerror}") from error
+    return listening
 
 
 async def _tcp_sites(runner: web.AppRunner, address: TcpAddress) -> tuple[str, ...]:

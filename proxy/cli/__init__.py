@@ -233,3 +233,11 @@ from proxy.cli import carry  # noqa: E402 – it uses what is above
 
 for _command in carry.commands:
     cli.add_command(_command)
+
+
+# -- robot, explain, du ------------------------------------------------------------------------------------------------
+
+from proxy.cli import projects  # noqa: E402 – it uses what is above
+
+for _command in projects.commands:
+    cli.add_command(_command)

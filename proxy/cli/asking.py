@@ -18,6 +18,10 @@ class NoAnswer(BreakwaterError):
     """Nobody there, or not a Breakwater."""
 
 
+class Refused(BreakwaterError):
+    """What was asked cannot be answered, and the server said why."""
+
+
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
         super().__init__("localhost", timeout=PATIENCE_S)
@@ -29,11 +33,11 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def ask(address: Address, path: str) -> Any:
-    """The JSON that GET `path` answers. Raises NoAnswer with a sentence that names the address."""
+def ask(address: Address, path: str, *, method: str = "GET") -> Any:
+    """The JSON that `path` answers. Raises NoAnswer with a sentence that names the address."""
     connection = connection_to(address)
     try:
-        connection.request("GET", path, headers={"Accept": "application/json"})
+        connection.request(method, path, headers={"Accept": "application/json"})
         response = connection.getresponse()
         body = response.read()
     except (OSError, http.client.HTTPException) as error:
@@ -41,12 +45,23 @@ def ask(address: Address, path: str) -> Any:
         raise NoAnswer(f"no answer from {address}: {why}; is it running, with these settings?") from error
     finally:
         connection.close()
+    if response.status == 400 and (said := _said(body)):
+        raise Refused(said)
     if response.status != 200:
         raise NoAnswer(f"{address} answered {response.status} to {path}; is that the admin listener of a Breakwater?")
     try:
         return json.loads(body)
     except ValueError as error:
         raise NoAnswer(f"{address} answered no JSON to {path}; is that the admin listener of a Breakwater?") from error
+
+
+def _said(body: bytes) -> str:
+    """The sentence of an error, in the registry's envelope or the plain one; "" where there is none."""
+    try:
+        document = json.loads(body)
+        return str(document["errors"][0]["message"] if "errors" in document else document["error"])
+    except (ValueError, KeyError, IndexError, TypeError):
+        return ""
 
 
 def connection_to(address: Address) -> http.client.HTTPConnection:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from proxy import admin_token
 from proxy.cli.asking import NoAnswer, ask, connection_to
 from proxy.errors import BreakwaterError
 from proxy.settings import Settings
@@ -52,7 +53,7 @@ def told(
     try:
         connection.connect()
         connection.putrequest("POST", path)
-        for name, value in {**headers, **_token(), "Transfer-Encoding": "chunked"}.items():
+        for name, value in {**headers, **_token(settings), "Transfer-Encoding": "chunked"}.items():
             connection.putheader(name, value)
         connection.endheaders()
         sending = _Sending(connection, body)
@@ -67,6 +68,30 @@ def told(
         finally:
             sending.end()
         raise NoAnswer(f"{address} stopped in the middle of its answer to {path}")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise NoAnswer(f"{address}: {str(error) or type(error).__name__}") from error
+    finally:
+        connection.close()
+
+
+def fetched(settings: Settings, path: str, body: bytes, take: Callable[[bytes], None]) -> dict[str, Any] | None:
+    """POST an order in JSON, and hand what comes back to `take`, piece by piece; None then. A report in its stead is
+    returned. Raises Refused, or NoAnswer where the answer breaks off.
+    """
+    address = settings.server.admin_listen
+    connection = connection_to(address)
+    connection.timeout = PATIENCE_S
+    try:
+        connection.request("POST", path, body, {"Content-Type": "application/json", **_token(settings)})
+        response = connection.getresponse()
+        if response.status != 200:
+            raise Refused(_why(response.status, response.read(1 << 16)))
+        if response.getheader("Content-Type", "").startswith("application/json"):
+            report: dict[str, Any] = json.loads(response.read())
+            return report
+        while piece := response.read(1 << 20):
+            take(piece)
+        return None
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise NoAnswer(f"{address}: {str(error) or type(error).__name__}") from error
     finally:
@@ -124,7 +149,7 @@ def _why(status: int, body: bytes) -> str:
         return f"the server answered {status}"
 
 
-def _token() -> dict[str, str]:
+def _token(settings: Settings) -> dict[str, str]:
     """What a server wants to see before it changes anything, unless we come by its unix socket."""
-    token = os.environ.get("BREAKWATER_ADMIN_TOKEN", "")
+    token = admin_token.read(settings)
     return {"Authorization": f"Bearer {token}"} if token else {}

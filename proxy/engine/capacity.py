@@ -30,9 +30,9 @@ STEP_BYTES = 64 << 20
 REMEMBER_EVERY_S = 5.0
 #: How often the file system is asked whether others have filled it: well within the 10 s in which cold blobs must go.
 WATCH_EVERY_S = 2.5
-#: How long what does not fit waits after a start for the store to be counted before it is passed through: a small store
-#: is counted sooner, and for a big one nobody should wait.
-COUNT_PATIENCE_S = 1.0
+#: For how long after a start what does not fit waits for the store to be counted, before it is passed through: a small
+#: store is counted sooner, and for a big one nobody should wait.
+COUNT_PATIENCE_S = 2.0
 
 
 class TooLarge(OutOfSpace):
@@ -76,6 +76,14 @@ class Reservation:
         self._capacity.settle(digest, size, self.n_bytes)
         self._end()
 
+    def shrink(self, n_bytes: int) -> None:
+        """The file stays as it is, with `n_bytes`: give back what it will not take."""
+        beyond = self.n_bytes - on_disk(n_bytes)
+        if beyond > 0:
+            self._capacity.ledger.release(beyond)
+            self.n_bytes -= beyond
+        self.wrote(self.n_bytes)
+
     def release(self) -> None:
         """Nothing was kept."""
         self._capacity.ledger.release(self.n_bytes)
@@ -118,6 +126,8 @@ class Capacity:
         self.on_forgotten: Callable[[Iterable[Digest]], None] = lambda _: None
         #: Asked before anything is evicted for want of room: what is kept of no digest may go first.
         self.on_tight: Callable[[], Awaitable[None]] = _nothing
+        #: Asked before the bound makes way for the count: what is on disk and no blob is counted here.
+        self.on_counting: Callable[[], Awaitable[None]] = _nothing
         #: What may not be evicted besides what is being read: pins, and everything while sealed.
         self.pinned: Container[Digest] = frozenset()
         self._blobs = blobs
@@ -142,6 +152,8 @@ class Capacity:
         self._mapped = asyncio.Event()
         #: Deleted while the store is being counted.
         self._deleted: set[Digest] = set()
+        self._count_until = clock.monotonic() + COUNT_PATIENCE_S
+        self._why_uncounted = "the store is still being counted after the start; what does not fit is not kept yet"
         self._is_tidying = False
         self._wanted = 0
         self._counter = 0
@@ -209,6 +221,17 @@ class Capacity:
         except OutOfSpace:
             self._wanted = n_bytes
             raise
+
+    def reserve_what_is_there(self, n_bytes: int) -> Reservation | None:
+        """Count a file of `n_bytes` that an earlier life left and that is no blob; None when there is no room for it."""
+        taken = on_disk(n_bytes)
+        self.ledger.uncounted = max(0, self.ledger.uncounted - taken)
+        if not self.ledger.fits(taken):
+            return None
+        self.ledger.reserve(taken)
+        reservation = Reservation(self, taken)
+        reservation.wrote(taken)
+        return reservation
 
     async def _make_room(self, n_bytes: int) -> None:
         is_short = False
@@ -283,7 +306,7 @@ class Capacity:
 
     async def _evict_some(self, n_bytes: int) -> None:
         """One batch towards room for `n_bytes`. Raises OutOfSpace when nothing may go."""
-        found = self.ledger.victims(n_bytes, kept=self._kept)
+        found = self.ledger.coldest(n_bytes, kept=self._kept)
         if found.digests:
             await self.evict(found.digests)
         elif found.is_all:
@@ -321,7 +344,7 @@ class Capacity:
                 raise OutOfSpace(f"cannot tell how much of the disk is free: {error}") from error
             if not (short := self._short_of(space, n_bytes)):
                 return
-            found = self.ledger.victims(self.ledger.free + short, kept=self._kept) if self.is_counted else None
+            found = self.ledger.coldest(self.ledger.free + short, kept=self._kept) if self.is_counted else None
             if found is not None and found.digests:
                 await self.evict(found.digests)
             elif found is None or found.is_all:
@@ -374,7 +397,7 @@ class Capacity:
                 raise OutOfSpace(str(error)) from error
         wanted = min(self._wanted, self.ledger.capacity)
         if not self.ledger.fits(wanted):
-            found = self.ledger.victims(wanted, kept=self._kept)
+            found = self.ledger.coldest(wanted, kept=self._kept)
             if not found.digests:
                 return
         self.degraded = ""
@@ -408,16 +431,18 @@ class Capacity:
         await self._mapped.wait()
 
     async def _patiently(self, known: asyncio.Event) -> None:
-        """Wait a little for what is found out after a start. Raises OutOfSpace."""
+        """Wait for what is found out after a start, until that has had its time. Raises OutOfSpace."""
         if known.is_set():
             return
-        try:
-            async with self._owner.deadline(self._clock, COUNT_PATIENCE_S):
-                await known.wait()
-        except TimeoutError:
-            raise OutOfSpace(
-                "the store is still being counted after the start; what does not fit is not kept"
-            ) from None
+        patience_s = self._count_until - self._clock.monotonic()
+        if patience_s > 0:
+            try:
+                async with self._owner.deadline(self._clock, patience_s):
+                    await known.wait()
+                    return
+            except TimeoutError:
+                pass
+        raise OutOfSpace(self._why_uncounted)
 
     async def _count(self) -> None:
         """Files are the truth; the remembered order only sorts them. What it does not know comes first, by its age."""
@@ -432,10 +457,13 @@ class Capacity:
                     self.ledger.order(use.digest)
                     newest = max(newest, use.counter)
         except StoreError as error:
-            self._observe(Noticed("error", f"cannot count the store, nothing new is kept: {error}"))
+            self._count_until = self._clock.monotonic()  # waiting would not help
+            self._why_uncounted = f"cannot count the store, nothing new is kept: {error}"
+            self._observe(Noticed("error", self._why_uncounted))
             return
         for _ in self.ledger.order_by_age():
             await asyncio.sleep(0)
+        await self.on_counting()
         self._counter += newest
         self._dirty = {digest: newest + n for digest, n in self._dirty.items() if digest in self.ledger}
         for digest in self._dirty:

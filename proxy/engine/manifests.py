@@ -7,7 +7,7 @@ the fetch is the proof that it may be seen (INV-8), and what it costs upstream t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cachetools import LRUCache, TLRUCache
@@ -128,6 +128,11 @@ class Manifests:
         """They were purged or evicted."""
         for digest in digests:
             self._ready.pop(digest, None)
+
+    def learned(self, holding: Holding, targets: Iterable[TagOrDigest]) -> None:
+        """These are here now by another way than upstream: an earlier "not found" no longer stands."""
+        for target in targets:
+            self._absent.pop((holding, target), None)
 
     async def _load(self, digest: Digest) -> bytes | None:
         try:

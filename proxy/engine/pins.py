@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from proxy.engine.tasks import TaskOwner
 from proxy.errors import BreakwaterError, Corrupt, OutOfSpace
 from proxy.oci.digest import Digest
-from proxy.ports import Notes
+from proxy.ports import Notes, Records
 from proxy.rules.ledger import Ledger, on_disk
 
 #: The note's name, and the version of what it says.
@@ -101,6 +101,14 @@ class Pins:
     def keep_sealed(self, digests: Iterable[Digest]) -> None:
         """These belong to a sealed upstream: what is gone can never be had again."""
         self._sealed.update(digests)
+
+    async def keep_all_of(self, records: Records, hosts: frozenset[str]) -> None:
+        """Everything that is linked for these sealed upstreams. Raises Unavailable."""
+        async for holding, _, links in records.scan():
+            if holding.host in hosts:
+                for link in links:
+                    self._sealed.add(link.descriptor.digest)
+                    self._sealed.update(named.digest for named in link.names)
 
     async def _write(self) -> None:
         pins = [

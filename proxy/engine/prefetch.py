@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from proxy.engine.access import OPERATOR
 from proxy.engine.capacity import Capacity
 from proxy.engine.manifests import Held
 from proxy.engine.pins import Pins
@@ -105,12 +106,12 @@ class Prefetch:
     async def manifest(self, path: RepositoryPath, target: TagOrDigest, ns: str) -> Held:
         """Through the read path, with patience."""
         asked = ManifestGet(path, target, ns)
-        return (await self._patiently(lambda: self._pull.manifest(asked))).held
+        return (await self._patiently(lambda: self._pull.manifest(asked, OPERATOR))).held
 
     async def referrers(self, path: RepositoryPath, digest: Digest, ns: str) -> Iterable[Descriptor]:
         """Through the read path, with patience. Raises Unreachable when the list may be incomplete."""
         asked = ReferrersList(path, digest, "", ns)
-        _, found = await self._patiently(lambda: self._pull.referrers(asked))
+        _, found = await self._patiently(lambda: self._pull.referrers(asked, OPERATOR))
         if found.trouble:
             raise Unreachable(found.trouble, upstream=ns)
         return found.descriptors
@@ -127,7 +128,7 @@ class Prefetch:
             return await self._patiently(lambda: self._fetch(path, descriptor, ns, tell))
 
     async def _fetch(self, path: RepositoryPath, descriptor: Descriptor, ns: str, tell: Callable[[int], None]) -> int:
-        _, opened = await self._pull.blob(BlobGet(path, descriptor.digest, ns))
+        _, opened = await self._pull.blob(BlobGet(path, descriptor.digest, ns), OPERATOR)
         source, offset = opened.source, 0
         if isinstance(source, LocalFile):
             source.blob.close()

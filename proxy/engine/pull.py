@@ -6,21 +6,25 @@ Every way to bytes passes the same gate (INV-8): tag, digest, blob, range, HEAD,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from proxy.engine.blobs import Blobs, Opened
+from proxy.engine.blobs import Blobs, Opened, let_go
 from proxy.engine.charges import Charges
 from proxy.engine.links import Links
 from proxy.engine.listings import Listings, Referrers
 from proxy.engine.manifests import Held, Manifests, holding_of
 from proxy.engine.origins import Origin, Origins
 from proxy.engine.tags import Tags
+from proxy.errors import Denied
 from proxy.events import Outcome
 from proxy.oci.digest import Digest
 from proxy.oci.endpoints import BlobGet, ManifestGet, ReferrersList, TagsList
+from proxy.oci.mediatypes import is_index
 from proxy.oci.names import Tag
 from proxy.ports import TagPage
+from proxy.rules.gates.access import ANONYMOUS, Access, Caller, Robot
 from proxy.rules.gates.allowlist import Rules
+from proxy.rules.gates.immutability import Immutable
 from proxy.rules.routes import Route, Routes
 
 
@@ -31,6 +35,11 @@ class Plan:
     routes: Routes
     rules: Mapping[str, Rules]
     origins: Origins
+    #: Readers by project; one that is not here has none but operators. Empty where there are no robots.
+    access: Mapping[str, Access] = field(default_factory=dict)
+    robots: Mapping[str, Robot] = field(default_factory=dict)
+    #: Tags that keep their digest, by project.
+    immutable: Mapping[str, Immutable] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +76,14 @@ class Pull:
         self._links = links
         self._charges = charges
 
-    async def manifest(self, asked: ManifestGet) -> Pulled:
+    async def manifest(self, asked: ManifestGet, caller: Caller = ANONYMOUS) -> Pulled:
         """The manifest that a tag or digest means. Its config and layers pass the gate with it: a client that has been
         given a manifest may have nowhere else to go for the rest (peers.md §5.3)."""
-        route, origin, rules = self._route(asked)
+        route, origin, rules = self._route(asked, caller)
         if isinstance(asked.target, Tag):
             rules.check_tag(route.reference, asked.target)
-            resolved = await self._tags.resolve(route, origin, asked.target)
-            rules.check_content(route.reference, resolved.held.descriptor.digest)
+            is_fixed = self.plan.immutable.get(route.project, Immutable()).covers(asked.target)
+            resolved = await self._tags.resolve(route, origin, asked.target, is_fixed=is_fixed)
             pulled = Pulled(route, resolved.held, resolved.outcome, resolved.age_s, resolved.trouble)
         else:
             await self._check_digest(route, rules, asked.target)
@@ -115,43 +124,80 @@ class Pull:
         """Something was taken back (a purge, a block): whatever was kept ready is judged anew."""
         self._n_invalidated += 1
 
-    async def blob(self, asked: BlobGet) -> tuple[Route, Opened]:
+    async def blob(self, asked: BlobGet, caller: Caller = ANONYMOUS) -> tuple[Route, Opened]:
         """A blob, ready to be read; the size is known, the bytes may still be coming."""
-        route, origin, rules = self._route(asked)
-        await self._check_digest(route, rules, asked.digest)
-        return route, await self._blobs.open(route, origin, asked.digest)
+        route, origin, rules = self._route(asked, caller)
+        if not await self._check_blob(route, rules, asked.digest) and rules.max_blob is not None:
+            size, _ = await self._blobs.size(route, origin, asked.digest)
+            rules.check_size(route.reference, asked.digest, size)  # before a byte of it is fetched
+        opened = await self._blobs.open(route, origin, asked.digest)
+        try:
+            rules.check_size(route.reference, asked.digest, opened.size)
+        except Denied:
+            let_go(opened.source)
+            raise
+        return route, opened
 
-    async def blob_size(self, asked: BlobGet) -> tuple[Route, int, Outcome]:
+    async def blob_size(self, asked: BlobGet, caller: Caller = ANONYMOUS) -> tuple[Route, int, Outcome]:
         """A blob's size in bytes, for HEAD."""
-        route, origin, rules = self._route(asked)
-        await self._check_digest(route, rules, asked.digest)
+        route, origin, rules = self._route(asked, caller)
+        await self._check_blob(route, rules, asked.digest)
         size, outcome = await self._blobs.size(route, origin, asked.digest)
+        rules.check_size(route.reference, asked.digest, size)
         return route, size, outcome
 
-    async def tags(self, asked: TagsList) -> tuple[Route, TagPage, Outcome]:
+    async def tags(self, asked: TagsList, caller: Caller = ANONYMOUS) -> tuple[Route, TagPage, Outcome]:
         """One page of the tags that this caller may pull."""
-        route, origin, rules = self._route(asked)
+        route, origin, rules = self._route(asked, caller)
         rules.check_repository(route.reference)
         page, outcome = await self._listings.tags(
             route, origin, n=asked.n, last=asked.last, visible=lambda tag: rules.lists_tag(route.reference, tag)
         )
         return route, page, outcome
 
-    async def referrers(self, asked: ReferrersList) -> tuple[Route, Referrers]:
+    async def referrers(self, asked: ReferrersList, caller: Caller = ANONYMOUS) -> tuple[Route, Referrers]:
         """What refers to a digest."""
-        route, origin, rules = self._route(asked)
+        route, origin, rules = self._route(asked, caller)
         await self._check_digest(route, rules, asked.digest)
-        return route, await self._listings.referrers(route, origin, asked.digest)
+        found = await self._listings.referrers(route, origin, asked.digest)
+        if rules.is_open:
+            return route, found
+        visible = tuple(each for each in found.descriptors if rules.lists_part(route.reference, each))
+        return route, replace(found, descriptors=visible)
 
-    def _route(self, asked: ManifestGet | BlobGet | TagsList | ReferrersList) -> tuple[Route, Origin, Rules]:
-        route = self.plan.routes.route(asked.path, asked.ns)
-        return route, self.plan.origins.of(route), self.plan.rules[route.project]
+    def _route(
+        self, asked: ManifestGet | BlobGet | TagsList | ReferrersList, caller: Caller
+    ) -> tuple[Route, Origin, Rules]:
+        """Where it leads, once the caller may read there: before anything is looked up (INV-8)."""
+        plan = self.plan
+        route = plan.routes.route(asked.path, asked.ns)
+        if plan.robots:
+            plan.access.get(route.project, Access(route.project, is_public=False)).check(caller)
+        return route, plan.origins.of(route), plan.rules[route.project]
 
     async def _check_digest(self, route: Route, rules: Rules, digest: Digest) -> None:
         if rules.is_open:
             return
         index = await self._links.of(holding_of(route))
         rules.check_digest(route.reference, digest, lambda: index.tags_of(digest))
+
+    async def _check_blob(self, route: Route, rules: Rules, digest: Digest) -> bool:
+        """Like a digest; and where a manifest says what it is and how large, that, too. False where none does."""
+        await self._check_digest(route, rules, digest)
+        if rules.is_open:
+            return False
+        index = await self._links.of(holding_of(route))
+        record, named = index.records.get(digest), index.named.get(digest)
+        if record is not None and record.is_manifest:
+            # The bytes of a manifest, asked for as a blob: what is denied there is denied here.
+            named = record.descriptor
+            for part in () if is_index(named.media_type) else record.names:
+                rules.check_part(route.reference, part)
+        if named is None:
+            rules.check_types(route.reference, digest, ())
+            return False
+        rules.check_part(route.reference, named)
+        return True
 
     def _pay(self, route: Route, held: Held) -> None:
         """The project pays for the manifest, and is asked whether it could pay for what belongs to it."""
@@ -164,7 +210,9 @@ class Pull:
     def _check_closure(route: Route, rules: Rules, held: Held) -> None:
         if rules.is_open:
             return
-        manifest = held.manifest
+        manifest, descriptor = held.manifest, held.descriptor
+        rules.check_content(route.reference, descriptor.digest)
+        rules.check_types(route.reference, descriptor.digest, (descriptor.media_type, manifest.artifact_type))
         for part in (manifest.config, *manifest.layers):
             if part is not None:
-                rules.check_content(route.reference, part.digest)
+                rules.check_part(route.reference, part)

@@ -13,7 +13,7 @@ from cachetools import LRUCache
 
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.transfers import Source, Transfer
-from proxy.errors import BreakwaterError, Corrupt
+from proxy.errors import BreakwaterError, Corrupt, Unavailable
 from proxy.oci.digest import Digest, Verifier
 from proxy.ports import Clock, FileIdentity, OpenBlob
 from proxy.rules.transfer import State
@@ -86,6 +86,10 @@ class Verification:
                 raise Corrupt(f"{why}; it was moved to quarantine and will be fetched again")
             self.remember(transfer.digest, blob.identity)
             transfer.goes(State.COMMITTED)
+        except Unavailable as failure:
+            # A file that cannot be read would answer short for ever; without it the next request is upstream's.
+            await self._condemn(transfer.digest, f"the stored file of {transfer.digest} cannot be read: {failure}")
+            transfer.fail(failure)
         except BreakwaterError as failure:
             transfer.fail(failure)
         finally:

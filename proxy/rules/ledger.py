@@ -35,7 +35,7 @@ from proxy.oci.digest import ALGORITHMS, Digest
 BLOCK_BYTES = 4096
 #: Blobs chosen at a time: some milliseconds of deleting, after which others have their turn.
 BATCH = 64
-#: Entries looked at in one call of `victims`: a few milliseconds of the loop.
+#: Entries looked at in one call of `coldest`: a few milliseconds of the loop.
 MOST_LOOKED_AT = 2_000
 #: What is used is numbered from here on; before this start, from `_KNOWN` on, in the order that was written down. Below
 #: that are microseconds since 1970: when a file was written of whose use nothing is known.
@@ -96,11 +96,14 @@ class Ledger:
         self._n_known = _KNOWN
         #: The last entry that was not used since the start; 0 for none.
         self._border = 0
+        #: Entries looked at since something was found that may go.
+        self._n_in_vain = 0
 
     def __repr__(self) -> str:
+        uncounted = f"{self.uncounted} uncounted + " if self.uncounted else ""
         return (
-            f"<Ledger {self.committed} committed + {self.uncounted} uncounted + {self.reserved} reserved of "
-            f"{self.capacity}, {len(self)} blobs>"
+            f"<Ledger {self.committed} committed + {uncounted}{self.reserved} reserved of {self.capacity}, "
+            f"{len(self)} blobs>"
         )
 
     def __len__(self) -> int:
@@ -270,7 +273,13 @@ class Ledger:
 
     # -- who goes -----------------------------------------------------------------------------------------------------
 
-    def victims(self, n_bytes: int, *, kept: Container[Digest], most: int = BATCH) -> Victims:
+    def victims(self, n_bytes: int, *, kept: Container[Digest], most: int = BATCH) -> list[Digest]:
+        """As `coldest`, looking on until something is found or there is nothing else: an empty list means no room."""
+        while not (found := self.coldest(n_bytes, kept=kept, most=most)).digests and not found.is_all:
+            pass
+        return found.digests
+
+    def coldest(self, n_bytes: int, *, kept: Container[Digest], most: int = BATCH) -> Victims:
         """The coldest images whose going makes room for `n_bytes` more; about `most` blobs at a time.
 
         `kept` may not go: they are being read, or pinned. A batch may not be enough; then ask again after deleting it,
@@ -278,42 +287,52 @@ class Ledger:
         """
         missing = n_bytes - self.free
         chosen: dict[int, None] = {}
-        number, n_looked_at, until = self._after[0], 0, self._n_touched
-        while number and missing > 0 and len(chosen) < most:
+        passed: list[int] = []
+        number, n_looked_at = self._after[0], 0
+        while number and missing > 0 and len(chosen) < most and n_looked_at < MOST_LOOKED_AT:
             n_looked_at += 1
-            if self._used[number] > until or n_looked_at > MOST_LOOKED_AT:
-                break
             following = self._after[number]
             if number not in chosen:
-                for each in self._image(number, kept):
+                image = self._image(number, kept)
+                if image is None:
+                    passed.append(number)
+                for each in image or ():
                     if each not in chosen:
                         chosen[each] = None
                         missing -= on_disk(self._sizes[each])
             number = following
-        is_all = not number or self._used[number] > until
-        return Victims([self._digest(each) for each in chosen], is_all)
+        if number and not chosen and missing > 0:
+            for each in passed:  # the next look must come further
+                self._unlink(each)
+                self._link_last(each)
+            self._n_in_vain += n_looked_at
+            if self._n_in_vain > 2 * len(self):
+                self._n_in_vain = 0
+                return Victims([], True)
+        else:
+            self._n_in_vain = 0
+        return Victims([self._digest(each) for each in chosen], not number or missing <= 0)
 
-    def _image(self, number: int, kept: Container[Digest]) -> list[int]:
-        """What goes when this one is to go; empty when it stays, and then it has taken its place in the order."""
+    def _image(self, number: int, kept: Container[Digest]) -> list[int] | None:
+        """What goes when this one is to go; nothing where it has taken its place in the order instead; None where it
+        stays."""
         if self._digest(number) in kept:
-            self._unlink(number)
-            self._link_last(number)
-            return []
+            return None
         warmest = max(self._direct_namers(number), key=self._used.__getitem__, default=0)
         if warmest and self._used[warmest] > self._used[number]:
             self._take_place_of(number, warmest)
             return []
         above = self._above(number)
         if any(self._digest(each) in kept for each in above):
-            self._unlink(number)
-            self._link_last(number)
-            return []
+            return None
         image = self._with_what_only_they_name([*reversed(above), number])
         warmest = max(image, key=self._used.__getitem__)
         if self._used[warmest] > self._used[number]:
             self._take_place_of(number, warmest)
             return []
-        return [each for each in image if self._digest(each) not in kept]
+        if any(self._digest(each) in kept for each in image):
+            return None  # whoever reads a layer is about to want the others
+        return image
 
     def _with_what_only_they_name(self, going: list[int]) -> list[int]:
         """These, and below them all stored entries that nothing else stored names; manifests before what they name."""

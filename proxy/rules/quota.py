@@ -112,7 +112,7 @@ class Book:
 
     def __init__(self, allowances: Mapping[str, Allowance] | None = None) -> None:
         self._allowances: Mapping[str, Allowance] = allowances or {}
-        self._accounts: dict[str, Account] = {}
+        self._accounts = {project: Account(allowance) for project, allowance in self._allowances.items()}
         self._n_payers: Counter[Digest] = Counter()
 
     def __iter__(self) -> Iterator[tuple[str, Account]]:
@@ -124,6 +124,8 @@ class Book:
         self._allowances = allowances
         for project, account in self._accounts.items():
             account.allowance = allowances.get(project, Allowance())
+        for project in allowances:
+            self.of(project)
 
     def of(self, project: str) -> Account:
         """The project's account, opened at its first use."""

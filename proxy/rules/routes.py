@@ -77,6 +77,12 @@ class Routes:
             )
         return self._matched(self._default, path.name)
 
+    def match_of(self, route: Route) -> str:
+        """The glob by which a route's project matched it, as written; "" where none did."""
+        project = self._projects.get(route.project)
+        globs = project.match if project is not None else ()
+        return next((glob.text for glob in globs if glob.covers(route.reference)), "")
+
     def _in_project(self, name: str, rest: str, ns: str | None) -> Route:
         project = self._projects.get(name)
         if project is None and name != DEFAULT_PROJECT:

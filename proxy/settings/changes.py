@@ -28,8 +28,12 @@ AT_START = frozenset(
     {
         "server.listen",
         "server.admin_listen",
+        "server.admin_hosts",
+        "server.admin_token_file",
+        "server.probe_listen",
         "server.tls",  # whether there is TLS at all, on sockets that are open
         "server.tls.client_ca",
+        "server.public_url",
         "server.max_connections",
         "store.path",
         "store.capacity",

@@ -66,6 +66,13 @@ def _of_addresses(settings: Settings) -> Iterator[Clash]:
             (("server", "admin_listen"), ("server", "listen")),
             f"{server.admin_listen} is a listen address, too; what operators see is never on the data port",
         )
+    if server.probe_listen is not None and any(
+        _overlap(server.probe_listen, other) for other in (*taken, server.admin_listen)
+    ):
+        yield Clash(
+            (("server", "probe_listen"), ("server", "listen"), ("server", "admin_listen")),
+            f"{server.probe_listen} is listened on already; on admin_listen the probes answer anyway",
+        )
 
 
 def _overlap(one: values.Address, other: values.Address) -> bool:
@@ -225,7 +232,7 @@ def _of_project(here: Place, project: Project, settings: Settings, hosts: Mappin
 
 def _literal_host(rule: str) -> str | None:
     """The source host that a rule begins with, when it begins with one and not with a pattern."""
-    if values.is_digest_rule(rule):
+    if values.is_digest_rule(rule) or values.is_type_rule(rule):
         return None
     first = rule.split("/", 1)[0]
     return None if any(sign in first for sign in "*?[") else first

@@ -99,7 +99,19 @@ def siblings(place: Place) -> list[str]:
 def is_secret(place: Place) -> bool:
     """Whether what stands there must never be printed."""
     field = every_key().get(pattern_of(place))
-    return field is not None and SecretStr in (field.annotation, *get_args(field.annotation))
+    return field is not None and SecretStr in _leaves(field.annotation)
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """The plain types in an annotation: of an Annotated its type, of a tuple or a union each of its own."""
+    arguments = get_args(annotation)
+    if not arguments:
+        yield annotation
+    elif get_origin(annotation) is Annotated:
+        yield from _leaves(arguments[0])
+    else:
+        for argument in arguments:
+            yield from _leaves(argument)
 
 
 def is_text(place: Place) -> bool:

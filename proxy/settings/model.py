@@ -62,12 +62,16 @@ ListenAddress = Annotated[values.TcpAddress | values.UnixAddress, BeforeValidato
 Url = Annotated[str, BeforeValidator(values.url_of)]
 Path = Annotated[str, BeforeValidator(values.path_of), IsPath()]
 Host = Annotated[SourceHost, BeforeValidator(values.source_host_of)]
+AdminHost = Annotated[str, BeforeValidator(values.host_name_of)]
 ProjectName = Annotated[str, BeforeValidator(values.project_name_of)]
 ProjectPath = Annotated[str, BeforeValidator(values.project_path_of)]
 RepositoryGlob = Annotated[str, BeforeValidator(values.repository_glob_of)]
 TagGlob = Annotated[str, BeforeValidator(values.tag_glob_of)]
 Rule = Annotated[str, BeforeValidator(values.rule_of)]
+SecretHash = Annotated[SecretStr, AfterValidator(values.secret_hash_of)]
+Instant = Annotated[float, BeforeValidator(values.instant_of)]
 Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
 Some = Annotated[tuple[T, ...], BeforeValidator(_listed)]
 K = TypeVar("K")
 Table = Annotated[Mapping[K, T], AfterValidator(MappingProxyType)]
@@ -119,6 +123,27 @@ class Server(Section):
         what="Where /healthz, /readyz, /metrics, /api/v1/… and the dashboard are served; never on a `listen` address.",
         why="What operators see names private repositories, so it stays on this machine.",
     )
+    admin_hosts: Some[AdminHost] = setting(
+        [],
+        what="Names, without a port, under which the admin listener is reached besides its addresses and localhost: "
+        "a reverse proxy's, a Kubernetes service's.",
+        why="A web page must not reach it by giving a name of its own this machine's address (DNS rebinding). Probes "
+        "and metrics answer under every name.",
+    )
+    admin_token_file: Path | None = setting(
+        None,
+        instead="`breakwater/admin-token` in the store's directory, made at the first start",
+        what="File with the token that changes something through the admin listener (purge, prefetch); not needed on a "
+        "Unix socket.",
+        why="Whoever can read the store's directory can do anything with it anyway; commands of the same user find it "
+        "there.",
+    )
+    probe_listen: ListenAddress | None = setting(
+        None,
+        what="A further address where /healthz, /readyz and /metrics are answered and nothing else: the pod's address, "
+        "for a kubelet and a Prometheus.",
+        why="On one machine `admin_listen` is near enough.",
+    )
     default_upstream: Annotated[SourceHost | None, BeforeValidator(_maybe_source_host)] = setting(
         "docker.io",
         what='The upstream of a path that names none, as Docker\'s registry-mirrors sends it; "" for none.',
@@ -129,6 +154,11 @@ class Server(Section):
     )
     tls: Tls | None = setting(
         None, what="Serve HTTPS on every TCP `listen` address.", why="On one machine there is nobody to hide from."
+    )
+    public_url: Url | None = setting(
+        None,
+        what="Where clients reach this, for the log-in of robots: needed where something in front speaks HTTPS for it.",
+        why="Without one, clients are sent back to the name they asked with.",
     )
     shutdown_grace: DurationOrZero = setting(
         "30s",
@@ -358,6 +388,24 @@ class Upstream(Section):
     no_proxy: Some[str] = setting(
         [], what="Hosts to reach without `http_proxy`.", why="Without `http_proxy` there is nothing to except."
     )
+    rate_limit_floor: CountOrNone = setting(
+        10,
+        unit="requests",
+        what="Once upstream says that so few requests are left, tags are served stale instead of asked about, and what "
+        "is left is for images that are not here yet.",
+        why="A tenth of what Docker Hub grants to nobody in particular.",
+    )
+    bandwidth: Rate | None = setting(
+        None,
+        unit="bytes per second",
+        what="How fast blobs come from here, all together; a reload changes it for running transfers, too.",
+        why="A mirror exists to be filled.",
+    )
+    foreign_layers: Literal["allow", "refuse"] = setting(
+        "allow",
+        what='"refuse" images with layers that clients fetch elsewhere (`urls`), when they come from upstream.',
+        why="Breakwater never follows them, and old Windows images have them.",
+    )
 
 
 # -- [projects.name], [policy], [robots.name] --------------------------------------------------------------------------
@@ -424,11 +472,18 @@ class Policy(Section):
 class Robot(Section):
     """An account of a program."""
 
-    secret_hash: SecretStr = setting(
-        what="Hash of its secret, as `breakwater robot create` prints it.", why="There is nothing to guess."
+    secret_hash: Some[SecretHash] = setting(
+        what="Hash of its secret, as `breakwater robot create` prints it; several while a secret is rotated.",
+        why="There is nothing to guess.",
     )
     projects: Some[ProjectName] = setting(
-        what="The projects it may pull through.", why="An account without a purpose is a risk."
+        what="The projects it may pull through, where they are not for anonymous and their `access` names it.",
+        why="An account without a purpose is a risk.",
+    )
+    expires: Instant | None = setting(
+        None,
+        what='When it stops being known: "2027-01-31" (its first moment, UTC) or "2027-01-31T12:00:00Z".',
+        why="Nodes outlive plans; write one where somebody will renew it.",
     )
 
 

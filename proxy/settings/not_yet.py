@@ -13,13 +13,9 @@ NOT_YET: dict[str, str] = {
     "upstreams.*.credentials.helper": "credential helpers are",
     "upstreams.*.url.*.credentials.docker_config": "credentials from a Docker config.json are",
     "upstreams.*.url.*.credentials.helper": "credential helpers are",
-    "upstreams.*.url.+": "several addresses are",
     "upstreams.*.http_proxy": "HTTP proxies are",
     "upstreams.*.no_proxy": "HTTP proxies are",
     "projects.*.credentials": "credentials of a project's own are",
-    "projects.*.access": "robots are",
-    "projects.*.immutable_tags": "immutable tags are",
-    "robots": "robots are",
 }
 
 

@@ -159,7 +159,9 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return _word(field, "instead") or "must be written"
     default = field.get_default()
-    return "none" if default is None else f"`{_toml(default)}` {_unit(default, field)}".rstrip()
+    if default is None:
+        return _word(field, "instead") or "none"
+    return f"`{_toml(default)}` {_unit(default, field)}".rstrip()
 
 
 def _unit(default: Any, field: FieldInfo) -> str:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
+
+from pydantic import SecretStr
 
 from proxy.errors import InvalidDigest, InvalidName
 from proxy.oci.digest import Digest
@@ -237,6 +240,14 @@ def source_host_of(value: Any) -> SourceHost:
         ) from error
 
 
+def host_name_of(value: Any) -> str:
+    """A host's name without a port, in lower case: `breakwater.example.com`. Raises ValueError."""
+    name = source_host_of(value).value
+    if ":" in name:
+        raise ValueError(f"{value!r} has a port or is an address: expected a host's name alone")
+    return name
+
+
 def project_name_of(value: Any) -> str:
     """A project's name: one element of a repository name, so that `/v2/~name/` works. Raises ValueError."""
     if not isinstance(value, str) or "/" in value or not _is_repository(value):
@@ -275,10 +286,35 @@ def path_of(value: Any) -> str:
     return value
 
 
+_SECRET_HASH = re.compile(r"\$scrypt\$ln=\d{1,2},r=\d{1,2},p=\d{1,2}\$[A-Za-z0-9+/]{16,88}\$[A-Za-z0-9+/]{22,88}")
+
+
+def secret_hash_of(value: SecretStr) -> SecretStr:
+    """A hash as `breakwater robot create` prints it. Raises ValueError, without repeating it."""
+    if not _SECRET_HASH.fullmatch(value.get_secret_value()):
+        raise ValueError("this is not a hash of a secret: `breakwater robot create NAME` prints one, $scrypt$ln=…")
+    return value
+
+
+def instant_of(value: Any) -> float:
+    """A day or a moment as RFC 3339 writes it, in seconds since 1970; UTC where it has no offset. Raises ValueError."""
+    if isinstance(value, float):
+        return value
+    try:
+        if not isinstance(value, str):
+            raise ValueError("not text")
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError('expected a day or a moment, in quotes: "2027-01-31" or "2027-01-31T12:00:00Z"') from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
 # -- rules -------------------------------------------------------------------------------------------------------------
 
 _HOST_GLOB = re.compile(r"[a-z0-9.*-]*(?::[0-9*]+)?|\[[0-9a-f:.]+\](?::[0-9*]+)?")
 _ELEMENT_GLOB = re.compile(r"[a-z0-9._*-]+")
+_MEDIA_TYPE = "media-type:"
+_TYPE_GLOB = re.compile(r"[a-z0-9!#$&^_.+*-]+(?:/[a-z0-9!#$&^_.+*-]+)+|\*\*")
 _TAG_GLOB = re.compile(r"[A-Za-z0-9_.*-]{1,128}")
 
 
@@ -294,7 +330,7 @@ def tag_glob_of(value: Any) -> str:
 def repository_glob_of(value: Any) -> str:
     """A glob over source host and repository, without a tag: `docker.io/library/**`. Raises ValueError."""
     rule = rule_of(value)
-    if is_digest_rule(rule) or split_tag(rule)[1]:
+    if is_digest_rule(rule) or is_type_rule(rule) or split_tag(rule)[1]:
         raise ValueError(
             f"{value!r} names a tag or digest, and what belongs to a project cannot depend on it: "
             'expected "docker.io/library/**" (tags and digests go under allow and deny)'
@@ -314,6 +350,12 @@ def rule_of(value: Any) -> str:
             Digest.parse(value)
         except InvalidDigest as error:
             raise ValueError(str(error)) from error
+        return value
+    if is_type_rule(value):
+        if not _TYPE_GLOB.fullmatch(value.removeprefix(_MEDIA_TYPE)):
+            raise ValueError(
+                f'{value!r} is not a pattern for media types: expected "{_MEDIA_TYPE}application/vnd.cncf.helm.*"'
+            )
         return value
     repository, tag = split_tag(value)
     elements = repository.split("/")
@@ -336,6 +378,11 @@ def rule_of(value: Any) -> str:
 def is_digest_rule(rule: str) -> bool:
     """Whether the rule names a digest rather than a repository."""
     return "/" not in rule and rule.startswith(("sha256:", "sha512:"))
+
+
+def is_type_rule(rule: str) -> bool:
+    """Whether the rule speaks about media types rather than names."""
+    return rule.startswith(_MEDIA_TYPE)
 
 
 def split_tag(rule: str) -> tuple[str, str]:

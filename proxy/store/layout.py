@@ -24,6 +24,7 @@
           <name>                        a few documents of the store: pins, what a seal was made of (notes.py)
         quarantine/
           <name>.<mark>                 what must not be used: rot, damaged records, whatever was planted
+        audit/audit.jsonl               refusals and changes; turned over by size (telemetry/audit.py)
         facts/                          diskcache: order of use and the like; may be deleted at any time
 
 A record is one line, `breakwater-record 1 sha256:<hex of the rest>`, and then JSON.

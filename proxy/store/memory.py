@@ -299,6 +299,8 @@ class MemoryCharges:
         """See ports.ChargeJournal."""
         await asyncio.sleep(0)
         self._charges[project] = dict(charges)
+
+
 class MemoryNotes:
     """Notes in a dictionary (ports.Notes)."""
 

@@ -13,9 +13,9 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import Protocol
 
-from proxy.events import Answered, Event, Noticed, TagMoved, TransferEnded
+from proxy.events import Answered, Changed, Event, Noticed, TagHeld, TagMoved, TransferEnded
 
 #: Lines that may wait for the writing thread.
 MAX_WAITING = 20_000
@@ -30,6 +30,18 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
+class Sink(Protocol):
+    """Where lines go. Called by one thread alone. `close` is called after the last line where there is one to close."""
+
+    def write(self, text: str, /) -> int:
+        """Take lines. Raises OSError or ValueError."""
+        ...
+
+    def flush(self) -> None:
+        """Hand on what was taken. Raises OSError or ValueError."""
+        ...
+
+
 class LineWriter:
     """Writes lines to a stream from its own thread, a batch at a time.
 
@@ -37,10 +49,12 @@ class LineWriter:
     cost each request a switch of threads.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Sink) -> None:
         self._stream = stream
         self._lines: deque[str] = deque()
         self._n_dropped = 0
+        #: What is written in the place of lines that were dropped, by their number. Called by the writing thread.
+        self.of_dropped: Callable[[int], str] = "{} log lines were dropped".format
         self._has_lines = threading.Event()
         self._is_closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -75,7 +89,7 @@ class LineWriter:
             lines.append(self._lines.popleft())
         dropped, self._n_dropped = self._n_dropped, 0
         if dropped:
-            lines.append(f"{dropped} log lines were dropped: the log is read too slowly")
+            lines.append(self.of_dropped(dropped))
         if not lines:
             return
         try:
@@ -97,6 +111,7 @@ class EventLog:
         self._as_json = as_json
         self._level = _LEVELS[level]
         self._requests = requests
+        writer.of_dropped = lambda n: self._line("warning", f"{n} log lines were dropped: the log is read too slowly")
 
     def adjust(self, *, as_json: bool, level: str, requests: str) -> None:
         """From the next line on like this."""
@@ -108,6 +123,14 @@ class EventLog:
             self._answered(event)
         elif isinstance(event, Noticed):
             self.say(event.level, event.sentence)
+        elif isinstance(event, Changed):
+            self.say("info", f"{event.what} {event.name!r} {event.how}")
+        elif isinstance(event, TagHeld):
+            what = f"was moved to {event.now}" if event.now else "was deleted"
+            name = f"{event.upstream}/{event.repository}:{event.tag}"
+            self.say(
+                "warning", f"{name} {what} upstream; project {event.project!r} keeps {event.kept}, as it is immutable"
+            )
         elif isinstance(event, TagMoved):
             self.say("info", f"{event.upstream}/{event.repository}:{event.tag} moved from {event.was} to {event.now}")
         elif isinstance(event, TransferEnded) and event.failure:
@@ -117,10 +140,12 @@ class EventLog:
         """One line for an operator."""
         if _LEVELS[level] < self._level:
             return
+        self._writer.line(self._line(level, sentence))
+
+    def _line(self, level: str, sentence: str) -> str:
         if self._as_json:
-            self._writer.line(json.dumps({"time": self._now(), "level": level, "message": sentence}))
-        else:
-            self._writer.line(f"{self._now()} {level.upper():7} {safe(sentence, 4096)}")
+            return json.dumps({"time": self._now(), "level": level, "message": sentence})
+        return f"{self._now()} {level.upper():7} {safe(sentence, 4096)}"
 
     def _answered(self, event: Answered) -> None:
         if self._requests == "off" or (self._requests == "errors" and event.status < 400):
@@ -137,7 +162,7 @@ class EventLog:
                 "bytes": event.n_bytes,
                 "ms": round(event.seconds * 1000, 3),
             }
-            for key in ("outcome", "upstream", "repository", "project", "rule", "error"):
+            for key in ("outcome", "upstream", "repository", "project", "caller", "rule", "error"):
                 if value := getattr(event, key):
                     line[key] = value
             if event.ending != "whole":

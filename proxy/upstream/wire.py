@@ -25,7 +25,7 @@ from yarl import URL
 
 from proxy import __version__
 from proxy.errors import Unreachable, UpstreamError
-from proxy.events import UpstreamAsked, UpstreamBytes
+from proxy.events import UpstreamAsked, UpstreamBytes, UpstreamUnreached
 from proxy.upstream import failures
 from proxy.upstream.failures import AddressDenied
 from proxy.upstream.policy import UpstreamPolicy
@@ -33,8 +33,9 @@ from proxy.upstream.targets import Targets
 
 #: Name and port to addresses. Raises OSError (gaierror) when there are none.
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
-#: Takes what happened on the wire: one `UpstreamAsked` for each HTTP request sent, `UpstreamBytes` as bodies are read.
-Observer = Callable[[UpstreamAsked | UpstreamBytes], None]
+#: Takes what happened on the wire: one `UpstreamAsked` for each HTTP request sent, `UpstreamUnreached` for each that
+#: could not be, `UpstreamBytes` as bodies are read.
+Observer = Callable[[UpstreamAsked | UpstreamUnreached | UpstreamBytes], None]
 
 #: One read of a body returns at most this (ports.BlobBody).
 PIECE_BYTES = 1 << 20
@@ -167,7 +168,10 @@ class Wire:
             )
             status = response.status
         except failures.FOREIGN as error:
-            raise failures.of_exception(error, upstream=self._policy.host, place=url.raw_host or "") from None
+            failure = failures.of_exception(error, upstream=self._policy.host, place=url.raw_host or "")
+            if not context.is_sent:
+                self._observer(UpstreamUnreached(self._policy.host, str(failure)))
+            raise failure from None
         finally:
             self._n_sending -= 1
             # Also when cancelled: what upstream logged is counted, and a connection that was never made is not.
@@ -186,6 +190,10 @@ class Wire:
             reply.close()
         if self._maybe_session is not None:
             await self._maybe_session.close()
+
+    def __len__(self) -> int:
+        """How many answers somebody still has open."""
+        return len(self._replies)
 
     def _stopping(self) -> Unreachable:
         host = self._policy.host

@@ -18,8 +18,6 @@ from cachetools import LRUCache
 from proxy.events import Answered, Event
 from proxy.ports import Clock
 
-#: Where a handler leaves its offer: a key of the request.
-READY = "breakwater.ready"
 #: What the table holds at most: requests, heads and bodies.
 MAX_BYTES = 8 << 20
 #: A request longer than this is not a kubelet's.
@@ -38,6 +36,10 @@ class Ready:
     body: bytes
     again: Callable[[], float | None]
     has_age: bool
+
+
+#: Where a handler leaves its offer: a key of the request.
+READY = web.RequestKey("breakwater.ready", Ready)
 
 
 class _Answer:

@@ -17,14 +17,16 @@ from typing import TypeVar
 from aiohttp import web
 
 from proxy import errors
+from proxy.engine.access import Caller
 from proxy.engine.blobs import Opened
 from proxy.engine.pull import Pull
 from proxy.events import Answered, Event, Outcome
 from proxy.oci import codes, endpoints, mediatypes, pagination, ranges, referrers
-from proxy.oci.endpoints import BlobGet, ManifestGet, ReferrersList, TagsList, VersionCheck
+from proxy.oci.endpoints import BlobGet, Endpoint, ManifestGet, ReferrersList, TagsList, VersionCheck
 from proxy.oci.ranges import Range
 from proxy.ports import Clock, LocalFile, TagPage
 from proxy.web import errors as error_table
+from proxy.web.callers import TOKEN_PATH, Callers, Shown, repository_of
 from proxy.web.ready import READY, Ready
 from proxy.web.serve import Part, Sender
 
@@ -36,22 +38,26 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 #: Headers that make an answer one caller's or one request's: it is not kept for others.
 _SPEAKS_FOR_ONE = ("Authorization", "X-Request-Id", "If-None-Match")
 
-_COMMON = {
-    "Server": "Breakwater",
-    "Docker-Distribution-API-Version": "registry/2.0",
-    "X-Content-Type-Options": "nosniff",
-}
+_COMMON = error_table.COMMON
 
 
 class Registry:
     """Answers the data port."""
 
     def __init__(
-        self, pull: Pull, sender: Sender, *, clock: Clock, observe: Callable[[Event], None], header_deadline_s: float
+        self,
+        pull: Pull,
+        sender: Sender,
+        callers: Callers,
+        *,
+        clock: Clock,
+        observe: Callable[[Event], None],
+        header_deadline_s: float,
     ) -> None:
         """`header_deadline_s`: how long a client waits for headers before it is told to ask elsewhere, in seconds."""
         self._pull = pull
         self._sender = sender
+        self._callers = callers
         self._clock = clock
         self._observe = observe
         self._header_deadline_s = header_deadline_s
@@ -69,38 +75,59 @@ class Registry:
             user_agent=request.headers.get("User-Agent", ""),
         )
         try:
-            response = await self._answer(request, said)
-        except errors.BreakwaterError as error:
-            response = self._failed(error, said)
+            response = await self._answered(request, said)
+            said.status = response.status
+            return response
         except asyncio.CancelledError:
             said.ending = "gone"
             raise
+        except BaseException:
+            said.status, said.outcome = 500, "failed"  # a bug of ours: the server answers it, and the log tells it
+            raise
         finally:
             said.seconds = self._clock.monotonic() - began
-            if said.ending == "gone":
-                self._observe(said)
-        said.status = response.status
-        self._observe(said)
-        return response
+            self._observe(said)
+
+    async def _answered(self, request: web.BaseRequest, said: Answered) -> web.StreamResponse:
+        try:
+            return await self._answer(request, said)
+        except errors.BreakwaterError as error:
+            return self._failed(error, said)
 
     async def _answer(self, request: web.BaseRequest, said: Answered) -> web.StreamResponse:
         path, _, query = request.raw_path.partition("?")
+        if path == TOKEN_PATH:
+            return await self._callers.token(request)
         asked = endpoints.parse(request.method, path, query)
         if request.body_exists:
             raise errors.BadRequest(f"a {request.method} has no body here")
+        shown = await self._callers.of(request)
+        said.caller = shown.caller.robot
+        try:
+            return await self._asked(request, asked, shown, said)
+        except errors.Unauthenticated as error:
+            await self._clock.sleep(shown.delay_s)
+            challenge = self._callers.challenge(request, repository_of(asked))
+            raise errors.Unauthenticated(str(error), challenge=challenge) from None
+
+    async def _asked(
+        self, request: web.BaseRequest, asked: Endpoint, shown: Shown, said: Answered
+    ) -> web.StreamResponse:
         if isinstance(asked, ManifestGet):
             said.kind = "manifest"
-            return await self._manifest(request, asked, said)
+            return await self._manifest(request, asked, shown, said)
         if isinstance(asked, BlobGet):
             said.kind = "blob"
-            return await self._blob(request, asked, said)
+            return await self._blob(request, asked, shown.caller, said)
         if isinstance(asked, TagsList):
             said.kind = "tags"
-            return await self._tags(request, asked, said)
+            return await self._tags(request, asked, shown.caller, said)
         if isinstance(asked, ReferrersList):
             said.kind = "referrers"
-            return await self._referrers(request, asked, said)
+            return await self._referrers(request, asked, shown.caller, said)
         said.kind = "version"
+        if self._callers.must_log_in(shown):
+            raise errors.Unauthenticated("ask for a token; without a name it is one for anybody", challenge="")
         return self._version(asked, said)
 
     # -- endpoints --------------------------------------------------------------------------------------------------
@@ -111,8 +138,10 @@ class Registry:
         said.n_bytes = 2
         return web.Response(headers=headers, body=b"{}")
 
-    async def _manifest(self, request: web.BaseRequest, asked: ManifestGet, said: Answered) -> web.Response:
-        pulled = await self._in_time(self._pull.manifest(asked))
+    async def _manifest(
+        self, request: web.BaseRequest, asked: ManifestGet, shown: Shown, said: Answered
+    ) -> web.Response:
+        pulled = await self._in_time(self._pull.manifest(asked, shown.caller))
         self._note(said, pulled.route.place, pulled.outcome)
         held = pulled.held
         etag = f'"{held.descriptor.digest}"'
@@ -138,7 +167,9 @@ class Registry:
                 request[READY] = Ready(said, body, again, has_age=pulled.age_s is not None)
         return response
 
-    async def _blob(self, request: web.BaseRequest, asked: BlobGet, said: Answered) -> web.StreamResponse:
+    async def _blob(
+        self, request: web.BaseRequest, asked: BlobGet, caller: Caller, said: Answered
+    ) -> web.StreamResponse:
         etag = f'"{asked.digest}"'
         headers = {
             **_COMMON,
@@ -150,13 +181,13 @@ class Registry:
             "Cache-Control": "max-age=31536000, immutable",
         }
         if request.method == "HEAD":
-            route, size, outcome = await self._in_time(self._pull.blob_size(asked))
+            route, size, outcome = await self._in_time(self._pull.blob_size(asked, caller))
             self._note(said, route.place, outcome)
             headers |= {"Cache-Status": cache_status(outcome), **_namespace(asked.ns)}
             if ranges.etag_matches(request.headers.get("If-None-Match"), etag):
                 return web.Response(status=304, headers=headers)
             return web.Response(headers=headers | {"Content-Length": str(size)})
-        route, opened = await self._in_time(self._pull.blob(asked))
+        route, opened = await self._in_time(self._pull.blob(asked, caller))
         try:
             self._note(said, route.place, opened.outcome)
             headers |= {"Cache-Status": cache_status(opened.outcome), **_namespace(asked.ns)}
@@ -170,8 +201,8 @@ class Registry:
         await self._send(request, response, opened, parts, said)
         return response
 
-    async def _tags(self, request: web.BaseRequest, asked: TagsList, said: Answered) -> web.Response:
-        route, page, outcome = await self._in_time(self._pull.tags(asked))
+    async def _tags(self, request: web.BaseRequest, asked: TagsList, caller: Caller, said: Answered) -> web.Response:
+        route, page, outcome = await self._in_time(self._pull.tags(asked, caller))
         self._note(said, route.place, outcome)
         headers = {
             **_COMMON,
@@ -183,8 +214,10 @@ class Registry:
         document = {"name": route.repository.value, "tags": list(page.tags)}
         return self._document(request, headers, json.dumps(document).encode(), said)
 
-    async def _referrers(self, request: web.BaseRequest, asked: ReferrersList, said: Answered) -> web.Response:
-        route, found = await self._in_time(self._pull.referrers(asked))
+    async def _referrers(
+        self, request: web.BaseRequest, asked: ReferrersList, caller: Caller, said: Answered
+    ) -> web.Response:
+        route, found = await self._in_time(self._pull.referrers(asked, caller))
         self._note(said, route.place, found.outcome)
         headers = {
             **_COMMON,

@@ -11,9 +11,9 @@ How, and what was rejected:
   through threads (1.5-2.0 GB/s against 3.4-5.9). The duplicate is ours, so its number cannot become another
   connection's while we hold it; the transport has written everything before and writes nothing meanwhile, so bytes
   never interleave.
-- aiofastnet's `sendfile` was measured beside it (bench/README.md has the figures) and not taken: it is slower from 16
-  clients on, gives a fast reader the loop for a whole file, and turns a failing disk into a closed connection without
-  saying how far it came, so that a body could not be continued from upstream.
+- aiofastnet's `sendfile` was measured beside it and not taken (bench/README.md). Speed did not decide: it had 0.4 to
+  1.2 of our GB/s at 64 clients, run by run. But an error of the disk ends its connection without saying how far it
+  came, so that no body could be continued from upstream, and a file that ends early looks like a whole one.
 - sendfile of a page that is not in memory waits for the disk. So each window is asked for first (`RWF_NOWAIT` on its
   ends), and a cold one is sent from a worker thread, which also has the kernel read ahead. A file system that cannot be
   asked (EOPNOTSUPP) counts as cold.

@@ -367,6 +367,21 @@ async def test_asker_is_woken_when_the_client_is_closed(
         await asked.client.blob(ALPINE, DIGEST)
 
 
+async def test_reader_is_woken_when_the_client_is_closed(registry: ScriptedRegistry, asked: Asking) -> None:
+    """In the middle of a body, where closing a session wakes nobody."""
+    gate = Gate()
+    registry.rewrite(Twist(gate=gate, hold_at=[0]))
+    body = await asked.client.blob(ALPINE, DIGEST)
+    reading = asyncio.ensure_future(body.read())
+    await gate.reached.wait()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    await asked.client.aclose()
+    with pytest.raises(Unreachable):
+        await reading
+    await body.close()
+
+
 async def test_bytes_are_counted_as_upstream_counts_them(registry: ScriptedRegistry, asked: Asking) -> None:
     """Errors and redirects have bodies too."""
     registry.put_blob(str(ALPINE), b"more")

@@ -25,7 +25,7 @@ from tests.support.upstream import ALPINE, asking
 
 IMAGE = images.image(4, (1000,))
 LATEST = Tag("latest")
-SHORT = Deadlines(connect_s=0.1, sock_connect_s=0.1, answer_s=0.1)
+SHORT = Deadlines(connect_s=0.25, sock_connect_s=0.25, answer_s=0.25)
 CALLS = {
     "manifest": lambda client: client.manifest(ALPINE, LATEST),
     "manifest_head": lambda client: client.manifest_head(ALPINE, LATEST),
@@ -51,7 +51,6 @@ async def test_silence_before_the_headers_ends(registry: ScriptedRegistry, call:
     async with asking(registry, deadlines=SHORT) as asked:
         with pytest.raises(Timeout):
             await call(asked.client)
-        assert [status for _, _, status in asked.asked] == [0]
 
 
 @every_call

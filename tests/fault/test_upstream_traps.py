@@ -88,6 +88,28 @@ async def test_relative_redirect_is_resolved(registry: ScriptedRegistry, locatio
     assert registry.requests[-1].path == path
 
 
+@pytest.mark.parametrize(("n_bytes", "n_connections"), [(1000, 1), (1_000_000, 4)], ids=["short", "long"])
+async def test_body_of_a_redirect_is_read_if_it_is_short(
+    registry: ScriptedRegistry, n_bytes: int, n_connections: int
+) -> None:
+    """A page that says "moved" keeps its connection; one without an end is not read to keep it."""
+    moved = Twist(path=BLOBS, status=307, add=[("Location", "/v2/moved/blobs/x")], body=bytes(n_bytes))
+    registry.rewrite(moved, Twist(status=200, body=CONTENT))
+    async with asking(registry) as asked:
+        for _ in range(3):
+            assert await fetched(asked) == CONTENT
+    assert registry.n_connections == n_connections
+
+
+async def test_list_goes_on_at_its_own_origin_alone(registry: ScriptedRegistry, storage: ScriptedRegistry) -> None:
+    """The next page is asked for with our login, so another host may not name itself there."""
+    registry.rewrite(Twist(body=b'{"manifests": []}', add=[("Link", f'<{storage.url}/v2/>; rel="next"')]))
+    async with asking(registry, allow_private=True) as asked:
+        with pytest.raises(Misbehaved, match="another host"):
+            await asked.client.referrers(ALPINE, DIGEST, artifact_type="")
+    assert storage.n_connections == 0
+
+
 async def test_nothing_but_what_belongs_there_reaches_another_origin(
     registry: ScriptedRegistry, storage: ScriptedRegistry
 ) -> None:

@@ -1,126 +1,83 @@
-"""Ledger and evictor against a simple model, in any order of events (INV-5, and images go whole)."""
+"""INV-5 as a machine: the ledger beside a list that does the same in the plainest way, under any order of calls."""
 
 from __future__ import annotations
 
-from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from proxy.oci.digest import Digest
 from proxy.rules.ledger import BLOCK_BYTES, Ledger, on_disk
 
-CAPACITY = 40 * BLOCK_BYTES
-BLOBS = [Digest.of(b"blob %d" % n) for n in range(12)]
-#: Manifest n names these, manifests among them: what an upstream may send.
-MANIFESTS = {
-    Digest.of(b"manifest 0"): BLOBS[0:3],
-    Digest.of(b"manifest 1"): BLOBS[2:5],
-    Digest.of(b"manifest 2"): BLOBS[4:8],
-    Digest.of(b"manifest 3"): [BLOBS[0], BLOBS[11]],
-}
-INDEX = Digest.of(b"index")
-NAMES = {**MANIFESTS, INDEX: list(MANIFESTS)[:2]}
-EVERYTHING = [*BLOBS, *NAMES]
-digests = st.sampled_from(EVERYTHING)
+DIGESTS = [Digest.of(b"%d" % n) for n in range(12)]
+digests = st.sampled_from(DIGESTS)
+sizes = st.integers(0, 5 * BLOCK_BYTES)
 
 
-class LedgerMachine(RuleBasedStateMachine):
-    """The model: a dict of sizes, a list of promises, a set of what is kept."""
+class LedgerBesideAList(RuleBasedStateMachine):
+    """The list holds (digest, size), oldest first; promises are a list of amounts."""
 
-    @initialize(uncounted=st.integers(0, 10), on_disk_before=st.lists(digests, unique=True, max_size=6))
-    def start(self, uncounted: int, on_disk_before: list[Digest]) -> None:
-        blocks = len(on_disk_before) + uncounted
-        self.ledger = Ledger(CAPACITY, uncounted=blocks * BLOCK_BYTES)
-        self.stored: dict[Digest, int] = {}
+    @initialize(n_blocks=st.integers(4, 40))
+    def start(self, n_blocks: int) -> None:
+        self.capacity = n_blocks * BLOCK_BYTES
+        self.ledger = Ledger(self.capacity)
+        self.blobs: list[tuple[Digest, int]] = []
         self.promises: list[int] = []
-        self.kept: set[Digest] = set()
-        for n, digest in enumerate(on_disk_before):
-            self.ledger.count(digest, 5, float(n))
-            self.stored[digest] = 5
-            self._map(digest)
-        assert self.ledger.uncounted == uncounted * BLOCK_BYTES
-        self.ledger.uncounted = 0
 
-    def _map(self, digest: Digest) -> None:
-        if digest in NAMES:
-            self.ledger.names(digest, NAMES[digest])
-
-    @rule(n_blocks=st.integers(1, 12))
-    def reserve(self, n_blocks: int) -> None:
-        n_bytes = n_blocks * BLOCK_BYTES
+    @rule(size=sizes, kept=st.sets(digests, max_size=6))
+    def reserve(self, size: int, kept: set[Digest]) -> None:
+        """As engine/capacity does: evict what must go, then promise; or find that no room can be made."""
+        n_bytes = on_disk(size)
         while not self.ledger.fits(n_bytes):
-            if not self._evict(n_bytes):
+            victims = self.ledger.victims(n_bytes, kept=kept, most=2)
+            evictable = [digest for digest, _ in self.blobs if digest not in kept]
+            assert victims == evictable[: len(victims)], "the oldest that may go, in order"
+            if not victims:
+                assert not evictable, "an empty list means that no room can be made"
                 return
+            for digest in victims:
+                self.ledger.drop(digest)
+            self.blobs = [blob for blob in self.blobs if blob[0] not in victims]
         self.ledger.reserve(n_bytes)
         self.promises.append(n_bytes)
 
-    def _evict(self, n_bytes: int) -> bool:
-        before = [digest for digest, _ in self.ledger]
-        assert sorted(before) == sorted(self.stored)
-        found = self.ledger.victims(n_bytes, kept=self.kept, most=3)
-        assert len(set(found.digests)) == len(found.digests)
-        if not found.digests:
-            assert found.is_all
-            assert self.kept or not self.stored, "something could have gone"
-            named = {part for m, parts in NAMES.items() if m in self.stored for part in parts}
-            alone = {digest for digest in self.stored if digest not in named and digest not in NAMES}
-            assert alone <= self.kept, "something that belongs to no image could have gone"
-            return False
-        for digest in found.digests:
-            assert digest in self.stored and digest not in self.kept
-            above = [m for m, parts in NAMES.items() if digest in parts and m in self.stored]
-            assert not above, f"{digest} goes while {above} names it"
-            self.ledger.drop(digest)
-            del self.stored[digest]
-        return True
-
-    @rule(digest=digests, share=st.integers(0, 12))
-    def settle(self, digest: Digest, share: int) -> None:
-        if not self.promises:
-            return
-        promised = self.promises.pop()
-        size = min(promised, share * BLOCK_BYTES - (share % 3))
-        size = max(size, 0)
+    @precondition(lambda self: self.promises)
+    @rule(data=st.data(), digest=digests)
+    def settle(self, data: st.DataObject, digest: Digest) -> None:
+        """A transfer is kept: its size is at most what was promised."""
+        promised = self.promises.pop(data.draw(st.integers(0, len(self.promises) - 1)))
+        size = data.draw(st.integers(max(0, promised - BLOCK_BYTES + 1), promised))
+        known = [blob for blob in self.blobs if blob[0] == digest]
         self.ledger.settle(digest, size, promised)
-        self.stored.setdefault(digest, size)
-        self._map(digest)
+        self.blobs = [blob for blob in self.blobs if blob[0] != digest] + (known or [(digest, size)])
 
-    @rule()
-    def release(self) -> None:
-        if self.promises:
-            self.ledger.release(self.promises.pop())
+    @precondition(lambda self: self.promises)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        """A transfer fails."""
+        self.ledger.release(self.promises.pop(data.draw(st.integers(0, len(self.promises) - 1))))
 
     @rule(digest=digests)
     def touch(self, digest: Digest) -> None:
-        assert self.ledger.touch(digest) == (digest in self.stored)
-        if digest in self.stored:
-            assert [each for each, _ in self.ledger][-1] == digest
+        """A hit."""
+        known = [blob for blob in self.blobs if blob[0] == digest]
+        assert self.ledger.touch(digest) == bool(known)
+        self.blobs = [blob for blob in self.blobs if blob[0] != digest] + known
 
     @rule(digest=digests)
-    def lose(self, digest: Digest) -> None:
-        """Quarantined, or purged."""
-        assert self.ledger.drop(digest) == self.stored.pop(digest, 0)
-
-    @rule(digest=digests)
-    def keep(self, digest: Digest) -> None:
-        self.kept.add(digest)
-
-    @rule(digest=digests)
-    def let_go(self, digest: Digest) -> None:
-        self.kept.discard(digest)
+    def drop(self, digest: Digest) -> None:
+        """A purge, or a quarantine."""
+        self.ledger.drop(digest)
+        self.blobs = [blob for blob in self.blobs if blob[0] != digest]
 
     @invariant()
-    def balances(self) -> None:
+    def never_beyond_capacity(self) -> None:
+        """INV-5: committed + reserved <= capacity, and both are what the list says."""
         if not hasattr(self, "ledger"):
             return
-        ledger = self.ledger
-        assert ledger.committed == sum(map(on_disk, self.stored.values()))
-        assert ledger.reserved == sum(self.promises)
-        assert ledger.committed + ledger.reserved <= CAPACITY
-        assert len(ledger) == len(self.stored)
-        assert dict(ledger) == self.stored
-        assert all(ledger.size_of(digest) == self.stored.get(digest) for digest in EVERYTHING)
+        assert self.ledger.committed + self.ledger.reserved <= self.capacity
+        assert self.ledger.committed == sum(on_disk(size) for _, size in self.blobs)
+        assert self.ledger.reserved == sum(self.promises)
+        assert list(self.ledger) == self.blobs
 
 
-LedgerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestLedger = LedgerMachine.TestCase
+TestLedgerBesideAList = LedgerBesideAList.TestCase

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from proxy.engine.robots import Robots
 from proxy.engine.tasks import TaskOwner
 from proxy.events import Answered, Event, UpstreamAsked
 from proxy.ports import Upstream
 from proxy.store.disk import DiskStore
 from proxy.upstream.client import RegistryClient
 from proxy.upstream.policy import UpstreamPolicy
+from proxy.web.callers import Callers
 from proxy.web.registry import Registry
 from proxy.web.serve import Sender
 from proxy.web.server import DataServer
@@ -32,7 +34,7 @@ class HastyClock(ManualClock):
 
     async def sleep(self, seconds: float) -> None:
         """Move on by `seconds` where that is little."""
-        if seconds <= 2.0:
+        if seconds <= 1.0:
             self._monotonic += seconds
             self._wall += seconds
             await asyncio.sleep(0)
@@ -142,8 +144,10 @@ async def read_answer(reader: asyncio.StreamReader, *, has_body: bool = True) ->
 async def serving(running: Engine, *, header_deadline_s: float = 25.0) -> AsyncIterator[Appliance]:
     """A data port in front of an engine. Its events join the engine's."""
     sender = Sender(running.clock, n_threads=2)
+    robots = Robots(key=bytes(32), clock=running.clock, owner=running.owner)
+    callers = Callers(robots, lambda: running.pull.plan.robots, clock=running.clock, is_tls=False)
     registry = Registry(
-        running.pull, sender, clock=running.clock, observe=running.events.append, header_deadline_s=header_deadline_s
+        running.pull, sender, callers, clock=running.clock, observe=running.events.append, header_deadline_s=header_deadline_s
     )
     server = DataServer(registry, log=logging.getLogger("test.data"))
     await server.start(["127.0.0.1:0"])

@@ -268,6 +268,7 @@ class Engine:
     events: list[Event] = field(default_factory=list)
     #: What background tasks that failed were reported with. Empty at the end, or the test fails.
     reports: list[str] = field(default_factory=list)
+    charges: Charges = field(init=False)
 
     @property
     def ledger(self) -> Ledger:
@@ -412,7 +413,7 @@ async def engine(
     running = Engine(
         asked, store_, clock, owner, kept, verification, links, manifests, tags, blobs, listings, pull, origins
     )
-    running.events, running.reports = events, reports
+    running.events, running.reports, running.charges = events, reports, charges
     if is_counted:
         kept.start()
         while not kept.is_counted:

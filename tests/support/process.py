@@ -41,6 +41,8 @@ class Child:
         self.command = [*_dying_with_us(), *command]
         self.log_path = log
         self._env = {**os.environ, **(env or {})}
+        #: Descriptors that it inherits, under their own numbers.
+        self.pass_fds: Sequence[int] = ()
         self._running: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -69,7 +71,13 @@ class Child:
         assert not self.is_running, f"{self.name} runs already"
         with self.log_path.open("ab") as log:
             self._running = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env, start_new_session=True
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._env,
+                pass_fds=self.pass_fds,
+                start_new_session=True,
             )
         give_up_at = time.monotonic() + START_S
         while not self.is_ready():

@@ -60,6 +60,7 @@ async def asking(
     asked.seen = seen
     try:
         yield asked
+        assert len(client._wire) == 0, "an answer was not closed"
     finally:
         await owner.aclose()
         await client.aclose()

@@ -10,6 +10,7 @@ from proxy.errors import Denied
 from proxy.oci.digest import Digest
 from proxy.oci.endpoints import ManifestGet, RepositoryPath
 from proxy.oci.names import Tag
+from proxy.rules.gates.access import ANONYMOUS
 from proxy.rules.quota import Allowance, OnFull
 from proxy.rules.routes import ProjectRoute
 from proxy.store.memory import MemoryStore
@@ -145,9 +146,9 @@ async def test_deny_is_decided_at_the_manifest_and_lets_no_layer_wait() -> None:
     async with engine(upstream, projects=TEAM, allowances={"team": Allowance(100 * KIB, "deny")}) as running:
         for _ in ("cold", "warm"):
             with pytest.raises(Denied, match="rule 'quota' of project 'team'"):
-                await running.pull.manifest(manifest_of("large"))
+                await running.pull.manifest(manifest_of("large"), ANONYMOUS)
         assert upstream.count("blob") == 0
-        await running.pull.manifest(manifest_of("small"))
+        await running.pull.manifest(manifest_of("small"), ANONYMOUS)
         for blob in small.all_blobs():
             assert await running.read(Digest.parse(blob.digest), project="team") == blob.content
         for blob in large.all_blobs()[1:]:
@@ -162,8 +163,8 @@ async def test_whoever_was_given_the_manifest_gets_its_blobs() -> None:
     upstream.put(one, "one")
     upstream.put(other, "other")
     async with engine(upstream, projects=TEAM, allowances={"team": Allowance(100 * KIB, "deny")}) as running:
-        await running.pull.manifest(manifest_of("one"))
-        await running.pull.manifest(manifest_of("other"))
+        await running.pull.manifest(manifest_of("one"), ANONYMOUS)
+        await running.pull.manifest(manifest_of("other"), ANONYMOUS)
         for blob in (*one.all_blobs(), *other.all_blobs()):
             assert await running.read(Digest.parse(blob.digest), project="team") == blob.content
         assert charged(running) <= 100 * KIB

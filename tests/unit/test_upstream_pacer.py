@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
-from proxy.upstream.body import Pacer
+from proxy.upstream.body import Pacer, RegistryBody
 from proxy.upstream.policy import Pace
+from tests.support.clock import ManualClock
 
 PACE = Pace(min_bytes_per_s=100, window_s=32)  # 3,200 bytes in 32 s
 
@@ -68,3 +70,34 @@ def test_no_window_of_too_few_bytes_is_missed(seed: int) -> None:
             assert pacer.patience_s <= 0
         if now >= 32 and shorter >= 3200 + 9000:
             assert pacer.patience_s > 0
+
+
+class Bursts:
+    """An answer that comes in bursts: ten bytes after a wait, and two thousand with them that nobody had to wait for."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self._clock = clock
+        self._buffered = b""
+
+    def buffered(self) -> bytes:
+        """What came with the last ones."""
+        piece, self._buffered = self._buffered, b""
+        return piece
+
+    async def piece(self) -> bytes:
+        """The first of the next burst."""
+        await self._clock.advance(10)
+        self._buffered = bytes(2000)
+        return bytes(10)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+async def test_bytes_that_were_buffered_count_for_the_pace() -> None:
+    """Of a burst only the first piece was waited for; all of it came in that time."""
+    clock = ManualClock()
+    reply: Any = Bursts(clock)
+    body = RegistryBody(reply, size=None, offset=0, source="", upstream="registry.test", clock=clock, pace=PACE)
+    for _ in range(100):
+        assert await body.read()

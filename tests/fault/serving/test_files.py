@@ -280,6 +280,40 @@ async def test_cold_windows_are_sent_by_worker_threads_while_the_loop_turns(blob
     assert stuck.threads and all(name.startswith("read") for name in stuck.threads)
 
 
+async def test_a_file_dropped_from_memory_is_cold_and_arrives_whole(blob: Path) -> None:
+    """The real question to the real kernel: nothing of it is in memory, so a worker thread goes first."""
+    threads: set[str] = set()
+
+    class Watched(Disk):
+        def sendfile_cold(self, out: int, fd: int, offset: int, n_bytes: int) -> int:
+            threads.add(threading.current_thread().name)
+            return super().sendfile_cold(out, fd, offset, n_bytes)
+
+    fd = os.open(blob, os.O_RDONLY)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+    async with port(whole(blob), disk=Watched()) as served, connected(served.address) as (reader, writer):
+        writer.write(get())
+        assert await body_of(reader) == PATTERN
+    assert threads
+
+
+async def test_ranges_beyond_four_gigabytes_are_the_right_ones(tmp_path: Path, disk: Disk) -> None:
+    """Offsets do not wrap, in a sparse file with marks at the edges of 31 and 32 bits."""
+    path = tmp_path / "blob"
+    edges = (1 << 31, 1 << 32)
+    with path.open("wb") as file:
+        file.truncate((1 << 32) + 1000)
+        for edge in edges:
+            file.seek(edge - 100)
+            file.write(PATTERN[edge % 977 : edge % 977 + 200])
+    async with port(whole(path), disk=disk) as served, connected(served.address) as (reader, writer):
+        for edge in edges:
+            writer.write(get(f"/{edge - 100_100}-{edge + 100}"))
+            assert await body_of(reader) == bytes(100_000) + PATTERN[edge % 977 : edge % 977 + 200]
+
+
 async def test_a_client_that_leaves_during_a_cold_read_frees_its_descriptors_after_it(blob: Path) -> None:
     """A worker thread holds descriptors: they are closed when it is done, never beneath it."""
     started, released = threading.Event(), threading.Event()

@@ -1,0 +1,1 @@
+"""Archives: tar as a stream, packed and in parts, as others write them, signed. No adapter of anything at rest."""

@@ -1,0 +1,91 @@
+"""The audit log: what was refused and what was changed, one JSON object a line, only ever appended to.
+
+Its own file, so that it outlives the log's retention; turned over by size, the oldest thrown away. Written by a thread
+of its own: a slow disk must not hold the loop. What cannot be written in time is counted, and the count is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from proxy.events import Answered, Changed, Event
+from proxy.telemetry.log import MAX_CLIENT_CHARS, LineWriter
+
+#: A file is turned over at this size, and so many old ones are kept: 128 MiB in all, a million refusals.
+MAX_BYTES, N_OLD = 16 << 20, 7
+
+
+class TurningFile:
+    """A text file to append to that is turned over: `audit.jsonl`, `audit.jsonl.1`, … Written by one thread alone."""
+
+    def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES, n_old: int = N_OLD) -> None:
+        """Raises OSError when the file cannot be opened."""
+        self._path = path
+        self._max_bytes = max_bytes
+        self._n_old = n_old
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file = self._opened()
+
+    def write(self, text: str) -> int:
+        """Append lines. Raises OSError."""
+        if self._file.tell() >= self._max_bytes:
+            self._turn()
+        return self._file.write(text)
+
+    def flush(self) -> None:
+        """Hand it to the operating system."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """No more lines."""
+        self._file.close()
+
+    def _turn(self) -> None:
+        self._file.close()
+        for number in range(self._n_old, 0, -1):
+            older = self._path.with_name(f"{self._path.name}.{number}")
+            newer = self._path.with_name(f"{self._path.name}.{number - 1}") if number > 1 else self._path
+            try:
+                os.replace(newer, older)
+            except FileNotFoundError:
+                continue
+        self._file = self._opened()
+
+    def _opened(self) -> TextIO:
+        return open(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "a")
+
+
+class Audit:
+    """Turns refusals and changes into lines."""
+
+    def __init__(self, writer: LineWriter, wall: Callable[[], float]) -> None:
+        """`wall` gives seconds since 1970."""
+        self._writer = writer
+        self._wall = wall
+
+    def observe(self, event: Event) -> None:
+        """Write the event, if it belongs here."""
+        if isinstance(event, Answered) and event.status in (401, 403) and event.kind != "version":
+            self._line(
+                "denied",
+                request=event.request_id,
+                remote=event.remote,
+                caller=event.caller,
+                method=event.method[:32],
+                path=event.path[:MAX_CLIENT_CHARS],
+                status=event.status,
+                project=event.project,
+                rule=event.rule,
+                why=event.error[:MAX_CLIENT_CHARS],
+            )
+        elif isinstance(event, Changed):
+            self._line("changed", what=event.what, name=event.name, how=event.how)
+
+    def _line(self, kind: str, **words: str | int) -> None:
+        now = datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds")
+        self._writer.line(json.dumps({"time": now, "event": kind} | {key: word for key, word in words.items() if word}))

@@ -1,0 +1,218 @@
+"""Installed as systemd/README.md says, on a host whose PID 1 is a real systemd.
+
+The counts are reduced for every-day runs; `SOAK=1` runs each a hundred times.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import socket
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tests.interop.conftest import upstreams_at
+from tests.support import ports
+from tests.support.clients import Skopeo
+from tests.support.images import Image, image
+from tests.support.load import Load
+from tests.support.origin import Origin
+from tests.support.process import START_S, eventually, run, to_toml
+from tests.support.systemd import REPOSITORY, SystemdHost
+
+_SEED = count(8000)
+_SOAK = bool(os.environ.get("SOAK"))
+N_RELOADS = 100 if _SOAK else 40
+N_RESTARTS = 100 if _SOAK else 6
+
+UNITS = REPOSITORY / "systemd"
+#: A client that is refused goes elsewhere at once; one in a queue nobody serves hangs for its own patience.
+CLOSED_WITHIN_S = 10
+
+
+def commands(heading: str) -> list[str]:
+    """The shell of one section of systemd/README.md, block by block."""
+    text = (UNITS / "README.md").read_text()
+    section = re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert section is not None, f"systemd/README.md has no section {heading!r}"
+    return re.findall(r"^```sh\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
+
+
+class Installed:
+    """Breakwater on a host of its own, on ports of our choice."""
+
+    def __init__(self, host: SystemdHost, origin: Origin) -> None:
+        self.host = host
+        self.port, self.admin_port = ports.take(), ports.take()
+        files, start = commands("Install")
+        host.run(f"set -e; {files}", timeout_s=300)
+        settings = upstreams_at(origin.url)
+        settings["server"] |= {"listen": f"127.0.0.1:{self.port}", "admin_listen": f"127.0.0.1:{self.admin_port}"}
+        settings["store"] = {"path": "/var/lib/breakwater", "capacity": "1GiB", "min_free": "1%"}
+        self.settings = to_toml(settings)
+        self.write(self.settings)
+        listen = f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{self.port}\n"
+        self.drop_in("breakwater.socket", "port", listen)
+        host.run(f"set -e; {start}")
+
+    def write(self, settings: str) -> None:
+        """Replace the settings file."""
+        self.host.run(f"cat > /etc/breakwater/breakwater.toml <<'END'\n{settings}\nEND")
+
+    def drop_in(self, unit: str, name: str, text: str) -> None:
+        """Change a unit as `systemctl edit` does; "" takes the change back."""
+        path = f"/run/systemd/system/{unit}.d/{name}.conf"
+        if text:
+            self.host.run(f"mkdir -p {os.path.dirname(path)}; cat > {path} <<'END'\n{text}\nEND")
+        else:
+            self.host.run(f"rm {path}")
+        self.host.run("systemctl daemon-reload")
+
+    def show(self, unit: str, what: str) -> str:
+        """A property of a unit."""
+        return self.host.run(f"systemctl show --value -p {what} {unit}")
+
+    def is_refused(self) -> bool:
+        """Whether a client is turned away at once."""
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    def answers(self) -> bool:
+        """Whether a client is answered."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_S)
+        connection.request("GET", "/v2/")
+        response = connection.getresponse()
+        response.read()
+        connection.close()
+        return response.status == 200
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[SystemdHost]:
+    """One host for the module, booted once."""
+    with SystemdHost() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def installed(host: SystemdHost, origin: Origin) -> Installed:
+    """Breakwater, installed and started on it."""
+    return Installed(host, origin)
+
+
+@pytest.fixture(scope="module")
+def pushed(origin: Origin) -> Image:
+    """An image to pull."""
+    return origin.push("library/app", "1", image(next(_SEED), (100_000,)))
+
+
+def test_the_unit_is_hardened() -> None:
+    """`systemd-analyze security`: an exposure of 2.0 or less."""
+    run(["systemd-analyze", "security", "--offline=true", "--threshold=20", str(UNITS / "breakwater.service")])
+
+
+def test_it_is_installed_as_the_readme_says_and_the_units_are_clean(host: SystemdHost, installed: Installed) -> None:
+    """READY comes once it serves; it runs as its own user on systemd's socket; `systemd-analyze verify` is silent."""
+    units = "breakwater.service breakwater.socket breakwater-down.target"
+    assert host.run(f"systemd-analyze verify {units}") == ""
+    assert installed.show("breakwater.service", "ActiveState") == "active"
+    assert host.run("ps -o user= -p $(systemctl show --value -p MainPID breakwater)") == "breakwater"
+    assert host.run("stat -c %U:%a /var/lib/breakwater") == "breakwater:750"
+    assert f"ready, on 127.0.0.1:{installed.port}" in installed.show("breakwater.service", "StatusText")
+    assert installed.show("breakwater.service", "LoadCredential") != ""
+    assert host.run("systemctl --failed --plain --no-legend") == ""
+
+
+def test_a_client_pulls(scratch: Path, installed: Installed, pushed: Image) -> None:
+    """Nothing in the sandbox stands in the way of a pull."""
+    with Skopeo(scratch / "skopeo", f"127.0.0.1:{installed.port}") as client:
+        assert client.pull("library/app", "1") == pushed.digest
+
+
+def test_reloads_fail_no_request(installed: Installed, pushed: Image) -> None:
+    """`systemctl reload`, again and again under load."""
+    with Load(installed.port, "/v2/library/app/manifests/1", pushed.digest) as load:
+        installed.host.run(
+            f"for i in $(seq {N_RELOADS}); do systemctl reload breakwater || exit 1; done", timeout_s=300
+        )
+    assert load.failures == []
+    assert load.n_answers > N_RELOADS
+    log = installed.host.run("journalctl -u breakwater -o cat | grep -c 'reload: settings'")
+    assert int(log) >= 1
+
+
+def test_restarts_refuse_no_connection(installed: Installed, pushed: Image) -> None:
+    """Under socket activation whoever comes while it restarts waits a moment and is answered.
+
+    `reset-failed` because systemd counts an operator's restarts, too, and a hundred in a row are no operator's.
+    """
+    restart = "systemctl reset-failed breakwater; systemctl restart breakwater || exit 1"
+    with Load(installed.port, "/v2/library/app/manifests/1", pushed.digest, keep_alive=False) as load:
+        installed.host.run(f"for i in $(seq {N_RESTARTS}); do {restart}; done", timeout_s=600)
+    assert load.failures == []
+    assert load.n_answers > N_RESTARTS
+
+
+def test_a_process_that_stands_still_is_restarted_by_the_watchdog(installed: Installed) -> None:
+    """The loop feeds the watchdog; when it no longer turns, the process is replaced, and the socket stays open."""
+    host = installed.host
+    installed.drop_in("breakwater.service", "watchdog", "[Service]\nWatchdogSec=1s\nTimeoutAbortSec=1s\n")
+    host.run("systemctl reset-failed breakwater; systemctl restart breakwater")
+    was = installed.show("breakwater.service", "MainPID")
+    host.run(f"kill -STOP {was}")
+    eventually(lambda: installed.show("breakwater.service", "MainPID") not in ("0", was), "another process runs")
+    assert installed.answers()
+    assert "watchdog" in host.run("journalctl -u breakwater -o cat --no-pager | tail -40").lower()
+    installed.drop_in("breakwater.service", "watchdog", "")
+    host.run("systemctl reset-failed breakwater; systemctl restart breakwater")
+
+
+@pytest.mark.parametrize(
+    ("drop_in", "settings"),
+    [
+        ("", "[server]\nlistne = 1\n"),
+        ("[Service]\nExecStart=\nExecStart=/bin/false\n", ""),
+        ("[Service]\nExecStart=\nExecStart=/bin/sleep 1000\n", ""),
+    ],
+    ids=["its settings are wrong", "it ends at once", "it hangs"],
+)
+def test_a_service_that_cannot_start_closes_its_socket(installed: Installed, drop_in: str, settings: str) -> None:
+    """Within ten seconds clients are refused, and so containerd goes to the next host. Mended, it comes back whole."""
+    host = installed.host
+    if settings:
+        installed.write(settings)
+    if drop_in:
+        installed.drop_in("breakwater.service", "broken", drop_in)
+    host.run("systemctl reset-failed breakwater; systemctl restart --no-block breakwater")
+    eventually(installed.is_refused, "the socket is closed", CLOSED_WITHIN_S)
+    eventually(lambda: installed.show("breakwater.service", "ActiveState") == "failed", "it is given up")
+    assert installed.is_refused(), "it stays closed"
+
+    installed.write(installed.settings)
+    if drop_in:
+        installed.drop_in("breakwater.service", "broken", "")
+    host.run("systemctl reset-failed breakwater; systemctl start breakwater.socket breakwater.service")
+    assert installed.answers()
+
+
+def test_an_upgrade_keeps_the_store_and_a_removal_leaves_it(installed: Installed, pushed: Image) -> None:
+    """What was pulled is there after an upgrade; a removal takes the program and the units, and says what it leaves."""
+    host = installed.host
+    (upgrade,) = commands("Upgrade")
+    n_blobs = host.run("find /var/lib/breakwater -type f -path '*blobs*' | wc -l")
+    assert int(n_blobs) > 0
+    host.run(f"set -e; systemctl reset-failed breakwater; {upgrade}", timeout_s=300)
+    assert installed.answers()
+    (remove,) = commands("Remove")
+    said = host.run(f"set -e; {remove}")
+    assert "/var/lib/breakwater" in said
+    assert host.run("find /var/lib/breakwater -type f -path '*blobs*' | wc -l") == n_blobs
+    assert installed.is_refused()
+    assert host.run("ls -d /opt/breakwater /etc/systemd/system/breakwater* 2>/dev/null || true") == ""

@@ -1,0 +1,80 @@
+"""telemetry/audit.py: refusals and changes, one JSON object a line, turned over by size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from proxy.events import Answered, Changed
+from proxy.telemetry.audit import Audit, TurningFile
+from proxy.telemetry.log import LineWriter
+
+
+def lines_of(path: Path) -> list[dict[str, object]]:
+    """What the file says."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def refused(**words: object) -> Answered:
+    """A denial as web/registry.py reports it."""
+    told = {"kind": "manifest", "status": 403, "outcome": "denied", "project": "team", "rule": "**:latest", **words}
+    return Answered("id-1", "10.0.0.1", "GET", "/v2/x/manifests/latest", "agent", **told)  # type: ignore[arg-type]
+
+
+def test_denials_and_changes_are_written_and_nothing_else(tmp_path: Path) -> None:
+    """Each with the rule's name, so that it is found in metrics and error bodies alike."""
+    path = tmp_path / "audit" / "audit.jsonl"
+    writer = LineWriter(file := TurningFile(path))
+    audit = Audit(writer, lambda: 1_800_000_000.0)
+    audit.observe(refused(caller="ci", error="no"))
+    audit.observe(refused(status=200, outcome="hit"))
+    audit.observe(refused(status=401, kind="version"))
+    audit.observe(Changed("robot", "ci", "removed"))
+    writer.close()
+    file.close()
+    denied, changed = lines_of(path)
+    assert (denied["event"], denied["project"], denied["rule"], denied["caller"]) == (
+        "denied",
+        "team",
+        "**:latest",
+        "ci",
+    )
+    assert changed == {
+        "time": "2027-01-15T08:00:00.000+00:00",
+        "event": "changed",
+        "what": "robot",
+        "name": "ci",
+        "how": "removed",
+    }
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_client_sent_stays_on_its_line(tmp_path: Path) -> None:
+    """CWE-117: a line end in a path is not a line end in the file."""
+    writer = LineWriter(file := TurningFile(tmp_path / "a"))
+    event = refused(error="x\ny\u2028z")
+    event.path = '/v2/a\n{"event":"forged"}'
+    Audit(writer, lambda: 0.0).observe(event)
+    writer.close()
+    file.close()
+    (line,) = lines_of(tmp_path / "a")
+    assert line["event"] == "denied"
+
+
+def test_the_file_is_turned_over_by_size_and_the_oldest_thrown_away(tmp_path: Path) -> None:
+    """A flood of refusals does not fill the disk."""
+    path = tmp_path / "audit.jsonl"
+    file = TurningFile(path, max_bytes=100, n_old=2)
+    for n in range(10):
+        file.write(f"{n}" * 60 + "\n")
+    file.close()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["audit.jsonl", "audit.jsonl.1", "audit.jsonl.2"]
+    assert [path.with_name(name).read_text()[0] for name in ("audit.jsonl.2", "audit.jsonl.1", "audit.jsonl")] == [
+        "4",
+        "6",
+        "8",
+    ]
+    again = TurningFile(path, max_bytes=100, n_old=2)
+    again.write("a\n")
+    again.close()
+    assert path.read_text().endswith("a\n")
