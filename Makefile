@@ -6,13 +6,14 @@
 #   make check          lint and types
 #   make quick          the inner loop: unit, contract and a short property run (60 s at most)
 #   make interop        real clients and a real registry only
+#   make wheelhouse     everything that installing Breakwater takes, as wheels, for a machine without a network
 #   make clean          forget .venv and what tools left behind
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test check quick interop clean packages
+.PHONY: help serve test check quick interop clean packages wheelhouse
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,6 +45,11 @@ quick: $(VENV)/.dev
 
 interop: packages $(VENV)/.dev
 	@$(PYTEST) tests/interop --interop-floor=$(INTEROP_FLOOR) $(ARGS)
+
+WHEELHOUSE ?= wheelhouse
+wheelhouse: $(BIN)/python
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir $(WHEELHOUSE) ".[zstd]"
+	@echo "On the other side: python3 -m pip install --no-index --find-links $(notdir $(WHEELHOUSE)) 'breakwater[zstd]'"
 
 packages:
 	@bash .ci/packages
