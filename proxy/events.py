@@ -89,6 +89,18 @@ class TagMoved:
 
 
 @dataclass(frozen=True, slots=True)
+class TagHeld:
+    """Upstream moved a tag that is immutable here: it keeps `kept`. `now` is "" where upstream has it no longer."""
+
+    project: str
+    upstream: str
+    repository: str
+    tag: str
+    kept: str
+    now: str
+
+
+@dataclass(frozen=True, slots=True)
 class Evicted:
     """Blobs were deleted to make room."""
 
@@ -120,6 +132,7 @@ Event = (
     | UpstreamBytes
     | TransferEnded
     | TagMoved
+    | TagHeld
     | Evicted
     | Changed
     | Noticed

@@ -54,6 +54,7 @@ from proxy.ports import Upstream
 from proxy.rules.freshness import TagPolicy
 from proxy.rules.gates.access import EVERYBODY, Access, Robot
 from proxy.rules.gates.allowlist import Rules
+from proxy.rules.gates.immutability import Immutable
 from proxy.rules.globs import Glob
 from proxy.rules.ledger import Ledger
 from proxy.rules.quota import Allowance
@@ -99,6 +100,7 @@ class Appliance:
     tls: ssl.SSLContext | None
     capacity: Capacity
     charges: Charges
+    tags: Tags
     explain: Explain
     audit: LineWriter | None
     observe: Callable[[Event], None]
@@ -274,6 +276,7 @@ class Appliance:
             tls=tls,
             capacity=capacity,
             charges=charges,
+            tags=tags,
             explain=explain,
             audit=audit,
             observe=observe,
@@ -463,6 +466,11 @@ class Appliance:
                 }
                 for transfer in self.blobs.running()
             ],
+            "projects": self.usage()["projects"],
+            "refused_tag_moves": [
+                {"project": project, "reference": name, "kept": str(kept), "upstream": str(now) if now else None}
+                for (project, name), (kept, now) in self.tags.refused_moves.items()
+            ],
             "upstreams": {host: self._upstream(host) for host in sorted(map(str, self.settings.upstreams))},
             "connections": self.data.n_connections,
             "listen": list(self.data.addresses),
@@ -518,11 +526,38 @@ class Appliance:
             (str(host),): float(self.health.is_up(str(host))) for host in self.settings.upstreams
         }
         tally.gauge("breakwater_upstream_up", "1 while the last answer was one, else 0.", up, "upstream")
+        self._gauge_budgets()
+        self._gauge_projects()
+        degraded = float(bool(self.capacity.degraded))
+        tally.gauge("breakwater_store_degraded", "1 while nothing new can be kept, else 0.", degraded)
         is_taken_up = 0.0 if self.reload_problem else 1.0
         tally.gauge("breakwater_reload_successful", "1 unless the last reload found a mistake.", is_taken_up)
         registry = CollectorRegistry()
         registry.register(tally)
         return generate_latest(registry)
+
+
+    def _gauge_budgets(self) -> None:
+        """What upstreams say of their rate limits, for those that say it."""
+        limits: dict[tuple[str, ...], float] = {}
+        remaining: dict[tuple[str, ...], float] = {}
+        for host, client in self.fitting.clients.items():
+            if (budget := client.budget) is None:
+                continue
+            if budget.limit is not None:
+                limits[host,] = budget.limit
+            if budget.remaining is not None:
+                remaining[host,] = budget.remaining
+        what = "Requests that upstream's rate limit"
+        self.tally.gauge("breakwater_upstream_budget_limit", f"{what} allows in its window.", limits, "upstream")
+        self.tally.gauge("breakwater_upstream_budget_remaining", f"{what} still allows.", remaining, "upstream")
+
+    def _gauge_projects(self) -> None:
+        usage = self.charges.usage()
+        used: dict[tuple[str, ...], float] = {(each.project,): each.charged_bytes for each in usage}
+        quotas: dict[tuple[str, ...], float] = {(u.project,): u.quota for u in usage if u.quota is not None}
+        self.tally.gauge("breakwater_project_bytes", "Stored bytes that a project pays for.", used, "project")
+        self.tally.gauge("breakwater_project_quota_bytes", "What a project may hold.", quotas, "project")
 
 
 class UpstreamHealth:
@@ -615,8 +650,9 @@ def plan_of(settings: Settings, clients: Mapping[str, RegistryClient]) -> Plan:
     robots = robots_of(settings)
     named = {str(name): tuple(project.access) for name, project in settings.projects.items()}
     named.setdefault(DEFAULT_PROJECT, (EVERYBODY,))
+    immutable = {str(name): Immutable.of(tuple(project.immutable_tags)) for name, project in settings.projects.items()}
     access = {name: Access.of(name, readers, robots) for name, readers in named.items()}
-    return Plan(Routes(hosts, str(default or ""), projects), rules, Origins(origins), access, robots)
+    return Plan(Routes(hosts, str(default or ""), projects), rules, Origins(origins), access, robots, immutable)
 
 
 def robots_of(settings: Settings) -> dict[str, Robot]:

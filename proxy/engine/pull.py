@@ -24,6 +24,7 @@ from proxy.oci.names import Tag
 from proxy.ports import TagPage
 from proxy.rules.gates.access import ANONYMOUS, Access, Caller, Robot
 from proxy.rules.gates.allowlist import Rules
+from proxy.rules.gates.immutability import Immutable
 from proxy.rules.routes import Route, Routes
 
 
@@ -37,6 +38,8 @@ class Plan:
     #: Readers by project; one that is not here has none but operators. Empty where there are no robots.
     access: Mapping[str, Access] = field(default_factory=dict)
     robots: Mapping[str, Robot] = field(default_factory=dict)
+    #: Tags that keep their digest, by project.
+    immutable: Mapping[str, Immutable] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,8 @@ class Pull:
         route, origin, rules = self._route(asked, caller)
         if isinstance(asked.target, Tag):
             rules.check_tag(route.reference, asked.target)
-            resolved = await self._tags.resolve(route, origin, asked.target)
+            is_fixed = self.plan.immutable.get(route.project, Immutable()).covers(asked.target)
+            resolved = await self._tags.resolve(route, origin, asked.target, is_fixed=is_fixed)
             pulled = Pulled(route, resolved.held, resolved.outcome, resolved.age_s, resolved.trouble)
         else:
             await self._check_digest(route, rules, asked.target)

@@ -13,8 +13,9 @@ from proxy.engine.links import Links
 from proxy.engine.manifests import Held, Manifests, holding_of
 from proxy.engine.origins import Origin
 from proxy.engine.tasks import TaskOwner
-from proxy.errors import InvalidManifest, NotFound, StoreError, UpstreamError
-from proxy.events import Event, Noticed, Outcome, TagMoved
+from proxy.errors import InvalidManifest, NotFound, StoreError, UnknownManifest, UpstreamError
+from proxy.events import Event, Noticed, Outcome, TagHeld, TagMoved
+from proxy.oci.digest import Digest
 from proxy.oci.names import Tag
 from proxy.ports import Clock, Holding, Records, TagRecord
 from proxy.rules import freshness
@@ -22,6 +23,8 @@ from proxy.rules.routes import Route
 
 #: Tag records kept in memory.
 MAX_READY = 20_000
+#: Moves of fixed tags that are shown in status.
+MAX_MOVES = 200
 #: How long a client waits for a revalidation before it gets the stale answer, in seconds (product.md, promise 3).
 STALE_AFTER_S = 2.0
 #: After a revalidation that failed, stale is served at once for this long before upstream is asked again, in seconds.
@@ -69,6 +72,8 @@ class Tags:
         self._clock = clock
         self._owner = owner
         self._observe = observe
+        #: (project, reference) -> what a fixed tag keeps, and what upstream means by it now (None: nothing).
+        self.refused_moves: LRUCache[tuple[str, str], tuple[Digest, Digest | None]] = LRUCache(MAX_MOVES)
         self._ready: LRUCache[tuple[Holding, Tag], _Entry] = LRUCache(MAX_READY)
         self._asking: Flights[tuple[Holding, Tag], tuple[Held, Outcome]] = Flights(owner, "revalidate tag")
 
@@ -88,21 +93,25 @@ class Tags:
 
         return age
 
-    async def resolve(self, route: Route, origin: Origin, tag: Tag) -> Resolved:
-        """The manifest that `tag` means. Raises UnknownManifest, InvalidManifest, or what upstream raises."""
+    async def resolve(self, route: Route, origin: Origin, tag: Tag, *, is_fixed: bool = False) -> Resolved:
+        """The manifest that `tag` means. Raises UnknownManifest, InvalidManifest, or what upstream raises.
+
+        `is_fixed`: once seen, the tag keeps its digest here; a move upstream is reported and not followed.
+        """
         holding = holding_of(route)
         entry = await self._entry(holding, tag)
         if entry is None:
             return await self._first(route, origin, tag)
         answer = freshness.judge(self._age(entry), origin.tag_policy)
         if answer is freshness.Answer.SERVE:
-            return await self._serve(route, origin, entry, "hit")
+            return await self._serve(route, origin, entry, "hit", is_fixed)
         if answer is freshness.Answer.REVALIDATE and self._clock.monotonic() < entry.retry_at:
-            return await self._serve(route, origin, entry, "stale")
-        flight, is_new = self._asking.start((holding, tag), lambda: self._revalidate(route, origin, tag, entry))
+            return await self._serve(route, origin, entry, "stale", is_fixed)
+        ask = self._look_again if is_fixed else self._revalidate
+        flight, is_new = self._asking.start((holding, tag), lambda: ask(route, origin, tag, entry))
         if answer is freshness.Answer.REFUSE:
             return _asked(await landing(flight), is_new)
-        return await self._in_time(flight, is_new, route, origin, entry)
+        return await self._in_time(flight, is_new, route, origin, entry, is_fixed)
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
@@ -117,7 +126,13 @@ class Tags:
         return held, outcome
 
     async def _in_time(
-        self, flight: asyncio.Task[tuple[Held, Outcome]], is_new: bool, route: Route, origin: Origin, entry: _Entry
+        self,
+        flight: asyncio.Task[tuple[Held, Outcome]],
+        is_new: bool,
+        route: Route,
+        origin: Origin,
+        entry: _Entry,
+        is_fixed: bool,
     ) -> Resolved:
         """The revalidated answer if it comes within STALE_AFTER_S, else the stale one while the asking goes on."""
         try:
@@ -127,7 +142,40 @@ class Tags:
             entry.trouble = f"{route.host} takes more than {STALE_AFTER_S:g} s to revalidate"
         except (UpstreamError, InvalidManifest) as error:
             entry.trouble = str(error)
-        return await self._serve(route, origin, entry, "stale")
+        return await self._serve(route, origin, entry, "stale", is_fixed)
+
+    async def _look_again(self, route: Route, origin: Origin, tag: Tag, entry: _Entry) -> tuple[Held, Outcome]:
+        """Ask what upstream means by a fixed tag now, tell of a move, and answer as before."""
+        holding = holding_of(route)
+        was = entry.record.descriptor
+        try:
+            try:
+                now = (await origin.upstream.manifest_head(route.repository, tag)).digest
+                if now is None:
+                    now = (await self._manifests.fetch(route, origin, tag))[0].descriptor.digest
+            except NotFound:
+                now = None
+            held, outcome = await self._manifests.get(route, origin, was.digest)
+        except (UpstreamError, InvalidManifest):
+            entry.retry_at = self._clock.monotonic() + RECHECK_AFTER_S
+            raise
+        self._tell_of_move(route, tag, was.digest, now)
+        await self._write(holding, tag, held, origin)
+        return held, outcome
+
+    def _tell_of_move(self, route: Route, tag: Tag, was: Digest, now: Digest | None) -> None:
+        """Once for each digest that upstream moves it to."""
+        name = f"{route.reference}:{tag}"
+        if now == was:
+            self.refused_moves.pop((route.project, name), None)
+            return
+        known = self.refused_moves.get((route.project, name))
+        self.refused_moves[route.project, name] = (was, now)
+        if known != (was, now):
+            told = TagHeld(
+                route.project, route.host, route.repository.value, tag.value, str(was), str(now) if now else ""
+            )
+            self._observe(told)
 
     async def _revalidate(self, route: Route, origin: Origin, tag: Tag, entry: _Entry) -> tuple[Held, Outcome]:
         """HEAD, which is free where GET is counted; the manifest is fetched only when the tag has moved."""
@@ -156,13 +204,18 @@ class Tags:
 
     # -- answering --------------------------------------------------------------------------------------------------
 
-    async def _serve(self, route: Route, origin: Origin, entry: _Entry, outcome: Outcome) -> Resolved:
+    async def _serve(self, route: Route, origin: Origin, entry: _Entry, outcome: Outcome, is_fixed: bool) -> Resolved:
         """What the record says, from the store; evicted content is fetched again by digest."""
         held = await self._manifests.local(entry.record.descriptor)
         if held is None:
             try:
                 held, fetched = await self._manifests.fetch(route, origin, entry.record.descriptor.digest)
             except NotFound:
+                if is_fixed:
+                    raise UnknownManifest(
+                        f"{route.reference}:{entry.record.tag} keeps {entry.record.descriptor.digest} here, which has "
+                        f"been evicted, and {route.host} has it no longer"
+                    ) from None
                 # Evicted here and deleted there: the tag has moved, and only asking for it again tells where to.
                 return await self._first(route, origin, Tag(entry.record.tag))
             outcome = outcome if outcome == "stale" else fetched

@@ -17,7 +17,6 @@ NOT_YET: dict[str, str] = {
     "upstreams.*.http_proxy": "HTTP proxies are",
     "upstreams.*.no_proxy": "HTTP proxies are",
     "projects.*.credentials": "credentials of a project's own are",
-    "projects.*.immutable_tags": "immutable tags are",
 }
 
 

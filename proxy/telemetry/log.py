@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Protocol
 
-from proxy.events import Answered, Changed, Event, Noticed, TagMoved, TransferEnded
+from proxy.events import Answered, Changed, Event, Noticed, TagHeld, TagMoved, TransferEnded
 
 #: Lines that may wait for the writing thread.
 MAX_WAITING = 20_000
@@ -122,6 +122,10 @@ class EventLog:
             self.say(event.level, event.sentence)
         elif isinstance(event, Changed):
             self.say("info", f"{event.what} {event.name!r} {event.how}")
+        elif isinstance(event, TagHeld):
+            what = f"was moved to {event.now}" if event.now else "was deleted"
+            name = f"{event.upstream}/{event.repository}:{event.tag}"
+            self.say("warning", f"{name} {what} upstream; project {event.project!r} keeps {event.kept}, as it is immutable")
         elif isinstance(event, TagMoved):
             self.say("info", f"{event.upstream}/{event.repository}:{event.tag} moved from {event.was} to {event.now}")
         elif isinstance(event, TransferEnded) and event.failure:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from proxy.events import Answered, Event, Evicted, TransferEnded, UpstreamAsked, UpstreamBytes
+from proxy.events import Answered, Event, Evicted, TagHeld, TransferEnded, UpstreamAsked, UpstreamBytes
 
 #: Seconds until the whole answer had left. The fine end is a warm manifest, the coarse end a layer over a slow link.
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
@@ -29,6 +29,7 @@ class Tally(Collector):
         self.upstream_failures: Counter[str] = Counter()
         self.upstream_bytes: Counter[str] = Counter()
         self.denied: Counter[tuple[str, str]] = Counter()
+        self.refused_moves: Counter[str] = Counter()
         self.evicted_bytes = 0
         self.transfers: Counter[str] = Counter()
         self.last_error: dict[str, str] = {}
@@ -46,6 +47,8 @@ class Tally(Collector):
             self.upstream_requests[event.upstream, event.kind, str(event.status) if event.status else "none"] += 1
         elif isinstance(event, TransferEnded):
             self.transfers["failed" if event.failure else "done"] += 1
+        elif isinstance(event, TagHeld):
+            self.refused_moves[event.project] += 1
         elif isinstance(event, Evicted):
             self.evicted_bytes += event.n_bytes
 
@@ -87,6 +90,12 @@ class Tally(Collector):
             [((upstream,), n) for upstream, n in self.upstream_bytes.items()],
         )
         yield _counter("breakwater_evicted_bytes", "Bytes evicted.", (), [((), self.evicted_bytes)])
+        yield _counter(
+            "breakwater_refused_tag_moves",
+            "Moves upstream of tags that are immutable here.",
+            ("project",),
+            [((project,), n) for project, n in self.refused_moves.items()],
+        )
         yield _counter("breakwater_denied", "Requests refused by a rule.", ("project", "rule"), self.denied.items())
         yield _counter(
             "breakwater_transfers",
