@@ -20,7 +20,7 @@ from tests.support.commands import breakwater_command
 from tests.support.images import Image, artifact, image, index, multi_arch
 from tests.support.namespaces import Namespace, attempts, traced
 from tests.support.origin import Origin
-from tests.support.process import Breakwater, program, run
+from tests.support.process import Breakwater, eventually, program, run
 
 _SEED = count(83_000)
 KIB = 1024
@@ -37,18 +37,6 @@ RELEASE = {
 }
 
 
-class KubernetesContainerd(Containerd):
-    """containerd as a node of the cluster has it: the release's host through Breakwater, and no other way."""
-
-    host = HOST
-
-
-class KubernetesPodman(Podman):
-    """podman likewise."""
-
-    host = HOST
-
-
 @pytest.fixture
 def sides() -> Iterator[tuple[Namespace, Namespace]]:
     """A connected side and a sealed one. Their only ways out lead nowhere; the registry is on the first one's loopback."""
@@ -56,14 +44,17 @@ def sides() -> Iterator[tuple[Namespace, Namespace]]:
         yield near, far
 
 
-def pushed(origin: Origin, version: str, shared: Image) -> dict[str, Image]:
-    """A release in the registry: every image for two platforms, one layer of them all the same."""
-    release = {}
+def pushed(origin: Origin, version: str, shared: Image, before: dict[str, Image] | None = None) -> dict[str, Image]:
+    """A release in the registry: every image for two platforms, one layer of them all the same; what is in the release
+    `before` stays as it is."""
+    release = dict(before or {})
     for name, tag in RELEASE.items():
         tag = tag.replace("v1.31.0", version)
+        if f"{name}:{tag}" in release:
+            continue
         children = [*multi_arch(next(_SEED), (20 * KIB, 60 * KIB)).children, shared]
         release[f"{name}:{tag}"] = origin.push(name, tag, index(children))
-    return release
+    return {name: wanted for name, wanted in release.items() if not name.startswith("kube-") or version in name}
 
 
 @pytest.mark.timeout(600)
@@ -90,7 +81,7 @@ def test_a_cluster_is_born_from_a_bundle_and_upgraded_by_a_second_one(
         _done(breakwater_command(mirror, "prefetch", "-f", str(images)))
         _done(breakwater_command(mirror, "export", "-o", str(bundle), "--sign", f"{key}.pem", "-f", str(images)))
 
-        second = pushed(origin, "v1.32.0", shared)
+        second = pushed(origin, "v1.32.0", shared, first)
         images.write_text("".join(f"{HOST}/{name}\n" for name in second))
         _done(breakwater_command(mirror, "prefetch", "-f", str(images)))
         since = ["--since", str(bundle), "--sign", f"{key}.pem", "--zstd"]
@@ -111,8 +102,8 @@ def test_a_cluster_is_born_from_a_bundle_and_upgraded_by_a_second_one(
         node.command = [*traced(trace), program_there, "serve", "--config", str(node.settings_path)]
         stack.enter_context(node)
         clients = [
-            stack.enter_context(KubernetesContainerd(scratch / "containerd", node.address)),
-            stack.enter_context(KubernetesPodman(scratch / "podman", node.address)),
+            stack.enter_context(Containerd(scratch / "containerd", node.address, host=HOST)),
+            stack.enter_context(Podman(scratch / "podman", node.address, host=HOST)),
         ]
         skopeo = stack.enter_context(Skopeo(scratch / "skopeo", node.address))
         skopeo.host = HOST
@@ -132,7 +123,8 @@ def test_a_cluster_is_born_from_a_bundle_and_upgraded_by_a_second_one(
             ]
         )
         assert json.loads(report)["n_missing"] == 0
-        _pull_everything(second, clients, skopeo)
+        for name, wanted in second.items():
+            assert clients[0].pull(*name.split(":")) == wanted.digest
 
         for path in ("kube-apiserver/manifests/v9", "nothing/manifests/latest", "pause/tags/list", "nothing/tags/list"):
             run([program("curl"), "-s", f"{node.url}/v2/{HOST}/{path}"])
@@ -173,3 +165,14 @@ def _pull_everything(release: dict[str, Image], clients: list[Containerd | Podma
     inspect = [program("skopeo"), "--policy", str(skopeo._policy), "inspect", "--raw", "--tls-verify=false"]
     raw = run([*inspect, f"docker://{skopeo._mirror}/{HOST}/{repository}@{digest}"])
     assert raw.encode() == release[by_digest].body
+
+
+def test_the_watch_sees_what_goes_out(sides: tuple[Namespace, Namespace], scratch: Path) -> None:
+    """A check that never fails proves nothing: one connection outward is seen both by the trace and on the wire."""
+    _, far = sides
+    trace = scratch / f"trace-{next(_SEED)}"
+    with far.inside():
+        outward = "import socket; s = socket.socket(); s.setblocking(False); s.connect_ex(('198.51.100.1', 443))"
+        run([*traced(trace), sys.executable, "-c", outward])
+        eventually(lambda: attempts(trace), "the trace has the attempt")
+    eventually(far.n_packets_out, "a packet went out")

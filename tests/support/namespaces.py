@@ -73,7 +73,7 @@ def _move(fd: int) -> None:
 
 def traced(log: Path) -> list[str]:
     """A prefix that writes down every connection and datagram that a process and its threads begin."""
-    return [program("strace"), "-f", "-qq", "-o", str(log), "-e", "trace=connect,sendto,sendmsg,sendmmsg"]
+    return [program("strace"), "-D", "-f", "-qq", "-o", str(log), "-e", "trace=connect,sendto,sendmsg,sendmmsg"]
 
 
 def attempts(log: Path) -> list[str]:
