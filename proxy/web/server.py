@@ -26,6 +26,7 @@ from typing import Any
 from aiohttp import HttpVersion10, HttpVersion11, web
 
 from proxy.oci.codes import ErrorCode, envelope
+from proxy.web.errors import COMMON
 from proxy.web.ready import READY, Ready, ReadyTable
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -151,7 +152,8 @@ class DataServer:
 
 def refusal(status: int, code: ErrorCode, sentence: str) -> web.Response:
     """An answer in the registry's error format (distribution-spec § Error Codes) that closes the connection."""
-    response = web.Response(status=status, body=envelope(code, sentence), content_type="application/json")
+    body = envelope(code, sentence)
+    response = web.Response(status=status, headers=COMMON, body=body, content_type="application/json")
     if status == 503:
         response.headers["Retry-After"] = "5"
     response.force_close()
