@@ -77,6 +77,7 @@ from proxy.web.admin import Admin, Probes
 from proxy.web.callers import Callers
 from proxy.web.dashboard import Dashboard
 from proxy.web.guard import Guard
+from proxy.web.ready import ReadyTable
 from proxy.web.registry import Registry
 from proxy.web.serve import Pace as ReaderPace
 from proxy.web.serve import Sender
@@ -246,6 +247,7 @@ class Appliance:
             log=logging.getLogger("http"),
             limits=ServerLimits(n_connections=settings.server.max_connections),
             tls=tls,
+            ready=ReadyTable(clock=clock, observe=observe, request_id=registry.new_request_id),
         )
         parts = Parts(
             pull=pull,
