@@ -7,19 +7,27 @@ until nothing uses it: a transfer that is running ends with the client it began 
 
 from __future__ import annotations
 
+import random
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
+from proxy.engine.bandwidth import LimitedUpstream, Share
+from proxy.engine.failover import Failover
+from proxy.engine.foreign import WithoutForeignLayers
+from proxy.engine.guarded import Condition, GuardedUpstream
 from proxy.engine.tasks import TaskOwner
 from proxy.errors import InvalidSettings
 from proxy.events import Event
-from proxy.ports import Clock
+from proxy.ports import Clock, Upstream
 from proxy.settings import Credentials as CredentialSettings
 from proxy.settings import Settings
 from proxy.settings import Upstream as UpstreamSettings
+from proxy.upstream.answers import Budget
 from proxy.upstream.client import RegistryClient
 from proxy.upstream.credentials import Credentials
 from proxy.upstream.credentials.static import StaticCredentials
@@ -33,10 +41,16 @@ _LOOK_EVERY_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A client and everything that it was made of, files by their hashes; equal ingredients make an equal client."""
+    """An upstream's clients, one for each address, and everything that they were made of, files by their hashes.
 
-    client: RegistryClient
+    Equal ingredients make equal clients. `upstream` is what the engine asks: the clients behind their guards.
+    """
+
+    upstream: Upstream
+    clients: tuple[RegistryClient, ...]
+    guards: tuple[GuardedUpstream, ...]
     ingredients: tuple[object, ...] = field(repr=False)
+    bandwidth: float | None = None
 
 
 class Fitting:
@@ -48,11 +62,18 @@ class Fitting:
         self._observe = observe
         self._current: Mapping[str, Fitted] = {}
         self._retired: set[RegistryClient] = set()
+        #: By source host, for good: what still runs with a replaced client keeps to the rate of now.
+        self._shares: dict[str, Share] = {}
 
     @property
-    def clients(self) -> Mapping[str, RegistryClient]:
+    def upstreams(self) -> Mapping[str, Upstream]:
         """Those in use, by source host; a sealed upstream has none."""
-        return {host: fitted.client for host, fitted in self._current.items()}
+        return asked_of(self._current)
+
+    def conditions(self, host: str) -> Sequence[Condition]:
+        """How each address of an upstream is now; of a sealed one there is nothing to say."""
+        fitted = self._current.get(host)
+        return tuple(guard.condition() for guard in fitted.guards) if fitted else ()
 
     def fit(self, settings: Settings) -> Mapping[str, Fitted]:
         """The clients that `settings` ask for, those of now where they still fit. Changes nothing yet.
@@ -73,23 +94,60 @@ class Fitting:
             if (kept := self._current.get(host)) is not None and kept.ingredients == ingredients:
                 fitted[host] = kept
                 continue
-            policy = _policy(host, upstream, settings, trusts)
-            client = RegistryClient(policy, clock=self._clock, spawn=self._owner.spawn, observer=self._observe)
-            fitted[host] = Fitted(client, ingredients)
+            fitted[host] = self._fitted(host, upstream, _policies(host, upstream, settings, trusts), ingredients)
         return fitted
+
+    def _fitted(
+        self, host: str, upstream: UpstreamSettings, policies: Sequence[UpstreamPolicy], ingredients: tuple[object, ...]
+    ) -> Fitted:
+        clients, guards = [], []
+        for policy in policies:
+            client = RegistryClient(policy, clock=self._clock, spawn=self._owner.spawn, observer=self._observe)
+            guard = GuardedUpstream(
+                client,
+                host=host,
+                address=policy.url,
+                clock=self._clock,
+                chance=random.random,
+                observe=self._observe,
+                quote=partial(_quote, client),
+                floor=upstream.rate_limit_floor,
+            )
+            clients.append(client)
+            guards.append(guard)
+        asked: Upstream = guards[0] if len(guards) == 1 else Failover(guards, self._clock)
+        asked = LimitedUpstream(asked, self._shares.setdefault(host, Share(self._clock)))
+        if upstream.foreign_layers == "refuse":
+            asked = WithoutForeignLayers(asked, host)
+        return Fitted(asked, tuple(clients), tuple(guards), ingredients, upstream.bandwidth)
 
     def use(self, fitted: Mapping[str, Fitted]) -> None:
         """From now on these. What they replace is closed once nothing uses it."""
-        kept = {each.client for each in fitted.values()}
-        for replaced in self._current.values():
-            if replaced.client not in kept:
-                self._retired.add(replaced.client)
-                self._owner.spawn_background(self._see_out(replaced.client), "retire an upstream's client")
+        kept = {client for each in fitted.values() for client in each.clients}
+        for replaced in (client for each in self._current.values() for client in each.clients):
+            if replaced not in kept:
+                self._retired.add(replaced)
+                self._owner.spawn_background(self._see_out(replaced), "retire an upstream's client")
         self._current = fitted
+        for host, each in fitted.items():
+            self._shares[host].rate = each.bandwidth
+
+    def gauge(self, set_gauge: Callable[..., None]) -> None:
+        """Set the gauges of what is granted and who is left alone, by upstream: the best of its addresses counts."""
+        conditions = {host: self.conditions(host) for host in self._current}
+        limits = _best(conditions, lambda each: each.limit)
+        left = _best(conditions, lambda each: each.remaining)
+        is_open = {(host,): float(all(each.circuit == "open" for each in of)) for host, of in conditions.items()}
+        waits = {(host,): min(each.throttled_for_s or 0.0 for each in of) for host, of in conditions.items()}
+        what = "Requests that upstream's rate limit"
+        set_gauge("breakwater_upstream_budget_limit", f"{what} allows in its window.", limits, "upstream")
+        set_gauge("breakwater_upstream_budget_remaining", f"{what} still allows.", left, "upstream")
+        set_gauge("breakwater_upstream_circuit_open", "1 while it is left alone: it does not answer.", is_open, "upstream")
+        set_gauge("breakwater_upstream_throttled_seconds", "How long it is to be left alone.", waits, "upstream")
 
     async def aclose(self) -> None:
         """Close all of them, used or not."""
-        for client in (*self._retired, *self.clients.values()):
+        for client in (*self._retired, *(client for each in self._current.values() for client in each.clients)):
             await client.aclose()
         self._retired.clear()
         self._current = {}
@@ -101,6 +159,46 @@ class Fitting:
             quiet_s = 0.0 if client.is_used else quiet_s + _LOOK_EVERY_S
         await client.aclose()
         self._retired.discard(client)
+
+
+def _best(
+    conditions: Mapping[str, Sequence[Condition]], number: Callable[[Condition], int | None]
+) -> dict[tuple[str, ...], float]:
+    """The greatest number among each upstream's addresses, for those that have one."""
+    found = {host: [n for each in of if (n := number(each)) is not None] for host, of in conditions.items()}
+    return {(host,): float(max(numbers)) for host, numbers in found.items() if numbers}
+
+
+def conditions_shown(conditions: Sequence[Condition]) -> dict[str, Any]:
+    """What the status document says of an upstream's addresses; "open" only when none of them is asked."""
+    addresses = [
+        {
+            "url": each.address,
+            "circuit": each.circuit,
+            "budget": _budget_shown(each),
+            "is_low": each.is_low,
+            "throttled_for_s": None if each.throttled_for_s is None else round(each.throttled_for_s, 1),
+        }
+        for each in conditions
+    ]
+    is_open = bool(conditions) and all(each.circuit == "open" for each in conditions)
+    budget = next((shown for each in conditions if (shown := _budget_shown(each)) is not None), None)
+    return {"budget": budget, "addresses": addresses} | ({"state": "open"} if is_open else {})
+
+
+def _budget_shown(condition: Condition) -> dict[str, int | None] | None:
+    if condition.limit is None and condition.remaining is None:
+        return None
+    return {"limit": condition.limit, "remaining": condition.remaining, "window_s": condition.window_s}
+
+
+def asked_of(fitted: Mapping[str, Fitted]) -> Mapping[str, Upstream]:
+    """What the engine asks, by source host."""
+    return {host: each.upstream for host, each in fitted.items()}
+
+
+def _quote(client: RegistryClient) -> Budget | None:
+    return client.budget
 
 
 def _files_of(upstream: UpstreamSettings) -> Iterator[str]:
@@ -120,27 +218,30 @@ def _contents(host: str, path: str) -> bytes:
         raise InvalidSettings([f'[upstreams."{host}"] cannot read {path}: {error.strerror}']) from error
 
 
-def _policy(
+def _policies(
     host: str, upstream: UpstreamSettings, settings: Settings, trusts: dict[tuple[object, ...], ssl.SSLContext]
-) -> UpstreamPolicy:
-    if len(upstream.url) > 1:
-        raise InvalidSettings([f'[upstreams."{host}"] url: several addresses are not in this version yet; give one'])
-    endpoint = upstream.url[0]
+) -> Sequence[UpstreamPolicy]:
+    """One for each address. They share the time that an answer has, so that the last one gets its turn."""
     transfers = settings.transfers
     # Those who trust alike share a context: reading the system's CAs takes longer than all the rest of a start.
     trust = (upstream.min_tls, upstream.ca, upstream.client_cert, upstream.client_key)
     if trust not in trusts:
         trusts[trust] = _client_tls(host, upstream)
-    return UpstreamPolicy(
-        host=host,
-        url=str(endpoint.url),
-        credentials=_credentials(host, endpoint.credentials or upstream.credentials),
-        token_realms=frozenset(str(realm) for realm in upstream.token_realms),
-        allow_private=upstream.allow_private,
-        tls=trusts[trust],
-        deadlines=Deadlines(sock_connect_s=upstream.connect_timeout, answer_s=transfers.queue_deadline),
-        pace=Pace(transfers.min_rate, transfers.min_rate_window),
-    )
+    return [
+        UpstreamPolicy(
+            host=host,
+            url=str(endpoint.url),
+            credentials=_credentials(host, endpoint.credentials or upstream.credentials),
+            token_realms=frozenset(str(realm) for realm in upstream.token_realms),
+            allow_private=upstream.allow_private,
+            tls=trusts[trust],
+            deadlines=Deadlines(
+                sock_connect_s=upstream.connect_timeout, answer_s=transfers.queue_deadline / len(upstream.url)
+            ),
+            pace=Pace(transfers.min_rate, transfers.min_rate_window),
+        )
+        for endpoint in upstream.url
+    ]
 
 
 def _credentials(host: str, given: CredentialSettings | None) -> Credentials | None:

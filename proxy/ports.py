@@ -308,6 +308,8 @@ class ManifestHead:
     media_type: str
     size: int | None
     source: str
+    #: An address that is not the first said so while an earlier one failed: it confirms a tag and moves none.
+    is_secondhand: bool = False
 
 
 class BlobBody(Protocol):

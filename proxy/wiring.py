@@ -12,7 +12,7 @@ import ssl
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,7 +48,7 @@ from proxy.engine.tasks import TaskOwner
 from proxy.engine.verification import Verification
 from proxy.errors import InvalidSettings, StoreError
 from proxy.events import Event, Noticed, UpstreamAsked, UpstreamUnreached
-from proxy.fitting import Fitting
+from proxy.fitting import Fitting, asked_of, conditions_shown
 from proxy.oci.digest import Digest
 from proxy.ports import Upstream
 from proxy.rules.freshness import TagPolicy
@@ -69,10 +69,9 @@ from proxy.telemetry.activity import Activity
 from proxy.telemetry.audit import Audit, TurningFile
 from proxy.telemetry.log import EventLog, LineWriter
 from proxy.telemetry.tally import Tally
-from proxy.upstream.client import RegistryClient
 from proxy.web import freight as freight_routes
-from proxy.web import projects as project_routes
 from proxy.web import operations
+from proxy.web import projects as project_routes
 from proxy.web.admin import Admin, Probes
 from proxy.web.callers import Callers
 from proxy.web.dashboard import Dashboard
@@ -219,7 +218,7 @@ class Appliance:
         )
         listings = Listings(links, manifests, tags, clock=clock, owner=owner, observe=observe)
         pull = Pull(
-            plan_of(settings, fitting.clients),
+            plan_of(settings, fitting.upstreams),
             tags=tags,
             manifests=manifests,
             blobs=blobs,
@@ -353,7 +352,7 @@ class Appliance:
                 *freight_routes.routes(self.freight),
                 *project_routes.routes(self.explain.of, self.usage, self.charges.recount),
             ],
-            described=operations.FREIGHT,
+            described=operations.ELSEWHERE,
             pages=Dashboard(seen, orders, wall=self.clock.wall, token_place=place),
             version=__version__,
         )
@@ -368,7 +367,7 @@ class Appliance:
         fitted = await asyncio.to_thread(self.fitting.fit, settings)
         # A context that took half of a pair would refuse every handshake: try on one that nobody uses.
         await asyncio.to_thread(server_tls, settings)
-        plan = plan_of(settings, {host: each.client for host, each in fitted.items()})
+        plan = plan_of(settings, asked_of(fitted))
         # Nothing below fails or waits, so that no request sees half of it.
         self.settings = settings
         old, self.pull.plan = self.pull.plan, plan
@@ -479,9 +478,7 @@ class Appliance:
         }
 
     def _upstream(self, host: str) -> dict[str, Any]:
-        client = self.fitting.clients.get(host)
-        budget = client.budget if client is not None else None
-        return {**self.health.of(host), "budget": asdict(budget) if budget is not None else None}
+        return self.health.of(host) | conditions_shown(self.fitting.conditions(host))
 
     def usage(self) -> dict[str, Any]:
         """The document of /api/v1/usage: what projects pay for, and what is on disk."""
@@ -516,11 +513,6 @@ class Appliance:
         tally.gauge("breakwater_store_bytes", "Bytes on disk, committed.", ledger.committed)
         tally.gauge("breakwater_store_reserved_bytes", "Bytes promised to running transfers.", ledger.reserved)
         tally.gauge("breakwater_store_capacity_bytes", "What the store may hold.", ledger.capacity)
-        usage = self.charges.usage()
-        used: dict[tuple[str, ...], float] = {(one.project,): one.charged_bytes for one in usage}
-        tally.gauge("breakwater_project_bytes", "Bytes that a project pays for.", used, "project")
-        quotas: dict[tuple[str, ...], float] = {(one.project,): one.quota for one in usage if one.quota is not None}
-        tally.gauge("breakwater_project_quota_bytes", "What a project may pay for.", quotas, "project")
         tally.gauge("breakwater_store_blobs", "Blobs in the store.", len(ledger))
         tally.gauge("breakwater_transfers_in_flight", "Transfers running.", sum(1 for _ in self.blobs.running()))
         tally.gauge("breakwater_connections", "Client connections open.", self.data.n_connections)
@@ -528,11 +520,22 @@ class Appliance:
             (str(host),): float(self.health.is_up(str(host))) for host in self.settings.upstreams
         }
         tally.gauge("breakwater_upstream_up", "1 while the last answer was one, else 0.", up, "upstream")
+        self.fitting.gauge(tally.gauge)
+        self._gauge_projects()
+        degraded = float(bool(self.capacity.degraded))
+        tally.gauge("breakwater_store_degraded", "1 while nothing new can be kept, else 0.", degraded)
         is_taken_up = 0.0 if self.reload_problem else 1.0
         tally.gauge("breakwater_reload_successful", "1 unless the last reload found a mistake.", is_taken_up)
         registry = CollectorRegistry()
         registry.register(tally)
         return generate_latest(registry)
+
+    def _gauge_projects(self) -> None:
+        usage = self.charges.usage()
+        used: dict[tuple[str, ...], float] = {(each.project,): each.charged_bytes for each in usage}
+        quotas: dict[tuple[str, ...], float] = {(u.project,): u.quota for u in usage if u.quota is not None}
+        self.tally.gauge("breakwater_project_bytes", "Stored bytes that a project pays for.", used, "project")
+        self.tally.gauge("breakwater_project_quota_bytes", "What a project may hold.", quotas, "project")
 
 
 class UpstreamHealth:
@@ -590,7 +593,7 @@ class UpstreamHealth:
 # -- settings become values --------------------------------------------------------------------------------------------
 
 
-def plan_of(settings: Settings, clients: Mapping[str, RegistryClient]) -> Plan:
+def plan_of(settings: Settings, clients: Mapping[str, Upstream]) -> Plan:
     """Routing, rules and upstreams as one immutable value."""
     default = effective_default(settings)
     projects = tuple(

@@ -151,5 +151,5 @@ def _why(status: int, body: bytes) -> str:
 
 def _token(settings: Settings) -> dict[str, str]:
     """What a server wants to see before it changes anything, unless we come by its unix socket."""
-    token = os.environ.get("BREAKWATER_ADMIN_TOKEN", "") or admin_token.read(settings)
+    token = admin_token.read(settings)
     return {"Authorization": f"Bearer {token}"} if token else {}

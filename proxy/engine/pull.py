@@ -123,7 +123,9 @@ class Pull:
     async def blob(self, asked: BlobGet, caller: Caller = ANONYMOUS) -> tuple[Route, Opened]:
         """A blob, ready to be read; the size is known, the bytes may still be coming."""
         route, origin, rules = self._route(asked, caller)
-        await self._check_blob(route, rules, asked.digest)
+        if not await self._check_blob(route, rules, asked.digest) and rules.max_blob is not None:
+            size, _ = await self._blobs.size(route, origin, asked.digest)
+            rules.check_size(route.reference, asked.digest, size)  # before a byte of it is fetched
         opened = await self._blobs.open(route, origin, asked.digest)
         try:
             rules.check_size(route.reference, asked.digest, opened.size)
@@ -175,11 +177,11 @@ class Pull:
         index = await self._links.of(holding_of(route))
         rules.check_digest(route.reference, digest, lambda: index.tags_of(digest))
 
-    async def _check_blob(self, route: Route, rules: Rules, digest: Digest) -> None:
-        """Like a digest; and where a manifest says what it is and how large, that, too."""
+    async def _check_blob(self, route: Route, rules: Rules, digest: Digest) -> bool:
+        """Like a digest; and where a manifest says what it is and how large, that, too. False where none does."""
         await self._check_digest(route, rules, digest)
         if rules.is_open:
-            return
+            return False
         index = await self._links.of(holding_of(route))
         record, named = index.records.get(digest), index.named.get(digest)
         if record is not None and record.is_manifest:
@@ -187,10 +189,11 @@ class Pull:
             named = record.descriptor
             for part in () if is_index(named.media_type) else record.names:
                 rules.check_part(route.reference, part)
-        if named is not None:
-            rules.check_part(route.reference, named)
-        else:
+        if named is None:
             rules.check_types(route.reference, digest, ())
+            return False
+        rules.check_part(route.reference, named)
+        return True
 
     def _pay(self, route: Route, held: Held) -> None:
         """The project pays for the manifest, and is asked whether it could pay for what belongs to it."""

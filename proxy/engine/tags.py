@@ -13,7 +13,7 @@ from proxy.engine.links import Links
 from proxy.engine.manifests import Held, Manifests, holding_of
 from proxy.engine.origins import Origin
 from proxy.engine.tasks import TaskOwner
-from proxy.errors import InvalidManifest, NotFound, StoreError, UnknownManifest, UpstreamError
+from proxy.errors import InvalidManifest, NotFound, StoreError, UnknownManifest, Unreachable, UpstreamError
 from proxy.events import Event, Noticed, Outcome, TagHeld, TagMoved
 from proxy.oci.digest import Digest
 from proxy.oci.names import Tag
@@ -182,6 +182,12 @@ class Tags:
         was = entry.record.descriptor
         try:
             head = await origin.upstream.manifest_head(route.repository, tag)
+            if head.is_secondhand and head.digest != was.digest:
+                raise Unreachable(
+                    f"{head.source} says that {route.repository}:{tag} has moved, and the address that decides this "
+                    "does not answer",
+                    upstream=route.host,
+                )
             if head.digest == was.digest:
                 held, outcome = await self._manifests.get(route, origin, was.digest)
             elif head.digest is not None:

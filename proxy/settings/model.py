@@ -71,6 +71,7 @@ Rule = Annotated[str, BeforeValidator(values.rule_of)]
 SecretHash = Annotated[SecretStr, AfterValidator(values.secret_hash_of)]
 Instant = Annotated[float, BeforeValidator(values.instant_of)]
 Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
 Some = Annotated[tuple[T, ...], BeforeValidator(_listed)]
 K = TypeVar("K")
 Table = Annotated[Mapping[K, T], AfterValidator(MappingProxyType)]
@@ -386,6 +387,24 @@ class Upstream(Section):
     )
     no_proxy: Some[str] = setting(
         [], what="Hosts to reach without `http_proxy`.", why="Without `http_proxy` there is nothing to except."
+    )
+    rate_limit_floor: CountOrNone = setting(
+        10,
+        unit="requests",
+        what="Once upstream says that so few requests are left, tags are served stale instead of asked about, and what "
+        "is left is for images that are not here yet.",
+        why="A tenth of what Docker Hub grants to nobody in particular.",
+    )
+    bandwidth: Rate | None = setting(
+        None,
+        unit="bytes per second",
+        what="How fast blobs come from here, all together; a reload changes it for running transfers, too.",
+        why="A mirror exists to be filled.",
+    )
+    foreign_layers: Literal["allow", "refuse"] = setting(
+        "allow",
+        what='"refuse" images with layers that clients fetch elsewhere (`urls`), when they come from upstream.',
+        why="Breakwater never follows them, and old Windows images have them.",
     )
 
 

@@ -13,7 +13,6 @@ NOT_YET: dict[str, str] = {
     "upstreams.*.credentials.helper": "credential helpers are",
     "upstreams.*.url.*.credentials.docker_config": "credentials from a Docker config.json are",
     "upstreams.*.url.*.credentials.helper": "credential helpers are",
-    "upstreams.*.url.+": "several addresses are",
     "upstreams.*.http_proxy": "HTTP proxies are",
     "upstreams.*.no_proxy": "HTTP proxies are",
     "projects.*.credentials": "credentials of a project's own are",

@@ -53,6 +53,8 @@ class LineWriter:
         self._stream = stream
         self._lines: deque[str] = deque()
         self._n_dropped = 0
+        #: What is written in the place of lines that were dropped, by their number. Called by the writing thread.
+        self.of_dropped: Callable[[int], str] = "{} log lines were dropped".format
         self._has_lines = threading.Event()
         self._is_closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -87,7 +89,7 @@ class LineWriter:
             lines.append(self._lines.popleft())
         dropped, self._n_dropped = self._n_dropped, 0
         if dropped:
-            lines.append(f"{dropped} log lines were dropped: the log is read too slowly")
+            lines.append(self.of_dropped(dropped))
         if not lines:
             return
         try:
@@ -109,6 +111,7 @@ class EventLog:
         self._as_json = as_json
         self._level = _LEVELS[level]
         self._requests = requests
+        writer.of_dropped = lambda n: self._line("warning", f"{n} log lines were dropped: the log is read too slowly")
 
     def adjust(self, *, as_json: bool, level: str, requests: str) -> None:
         """From the next line on like this."""
@@ -125,7 +128,9 @@ class EventLog:
         elif isinstance(event, TagHeld):
             what = f"was moved to {event.now}" if event.now else "was deleted"
             name = f"{event.upstream}/{event.repository}:{event.tag}"
-            self.say("warning", f"{name} {what} upstream; project {event.project!r} keeps {event.kept}, as it is immutable")
+            self.say(
+                "warning", f"{name} {what} upstream; project {event.project!r} keeps {event.kept}, as it is immutable"
+            )
         elif isinstance(event, TagMoved):
             self.say("info", f"{event.upstream}/{event.repository}:{event.tag} moved from {event.was} to {event.now}")
         elif isinstance(event, TransferEnded) and event.failure:
@@ -135,10 +140,12 @@ class EventLog:
         """One line for an operator."""
         if _LEVELS[level] < self._level:
             return
+        self._writer.line(self._line(level, sentence))
+
+    def _line(self, level: str, sentence: str) -> str:
         if self._as_json:
-            self._writer.line(json.dumps({"time": self._now(), "level": level, "message": sentence}))
-        else:
-            self._writer.line(f"{self._now()} {level.upper():7} {safe(sentence, 4096)}")
+            return json.dumps({"time": self._now(), "level": level, "message": sentence})
+        return f"{self._now()} {level.upper():7} {safe(sentence, 4096)}"
 
     def _answered(self, event: Answered) -> None:
         if self._requests == "off" or (self._requests == "errors" and event.status < 400):

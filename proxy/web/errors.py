@@ -35,6 +35,13 @@ TABLE: tuple[tuple[type[errors.BreakwaterError], ErrorCode, int], ...] = (
     (errors.BreakwaterError, ErrorCode.UNKNOWN, 500),
 )
 
+#: What every answer says of us, and no library says for us.
+COMMON: Mapping[str, str] = {
+    "Server": "Breakwater",
+    "Docker-Distribution-API-Version": "registry/2.0",
+    "X-Content-Type-Options": "nosniff",
+}
+
 #: What a throttled client is told when upstream did not say, in seconds.
 DEFAULT_RETRY_AFTER_S = 30.0
 
@@ -42,7 +49,7 @@ DEFAULT_RETRY_AFTER_S = 30.0
 def answer(error: errors.BreakwaterError) -> web.Response:
     """The response for `error`: the spec's JSON envelope, exact and final."""
     code, status = next((code, status) for kind, code, status in TABLE if isinstance(error, kind))
-    headers = {"Content-Type": "application/json", "X-Content-Type-Options": "nosniff", **_more(error)}
+    headers = {**COMMON, "Content-Type": "application/json", **_more(error)}
     return web.Response(status=status, headers=headers, body=envelope(code, str(error), _detail(error)))
 
 

@@ -38,11 +38,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 #: Headers that make an answer one caller's or one request's: it is not kept for others.
 _SPEAKS_FOR_ONE = ("Authorization", "X-Request-Id", "If-None-Match")
 
-_COMMON = {
-    "Server": "Breakwater",
-    "Docker-Distribution-API-Version": "registry/2.0",
-    "X-Content-Type-Options": "nosniff",
-}
+_COMMON = error_table.COMMON
 
 
 class Registry:
@@ -79,19 +75,24 @@ class Registry:
             user_agent=request.headers.get("User-Agent", ""),
         )
         try:
-            response = await self._answer(request, said)
-        except errors.BreakwaterError as error:
-            response = self._failed(error, said)
+            response = await self._answered(request, said)
+            said.status = response.status
+            return response
         except asyncio.CancelledError:
             said.ending = "gone"
             raise
+        except BaseException:
+            said.status, said.outcome = 500, "failed"  # a bug of ours: the server answers it, and the log tells it
+            raise
         finally:
             said.seconds = self._clock.monotonic() - began
-            if said.ending == "gone":
-                self._observe(said)
-        said.status = response.status
-        self._observe(said)
-        return response
+            self._observe(said)
+
+    async def _answered(self, request: web.BaseRequest, said: Answered) -> web.StreamResponse:
+        try:
+            return await self._answer(request, said)
+        except errors.BreakwaterError as error:
+            return self._failed(error, said)
 
     async def _answer(self, request: web.BaseRequest, said: Answered) -> web.StreamResponse:
         path, _, query = request.raw_path.partition("?")

@@ -26,6 +26,7 @@ from typing import Any
 from aiohttp import HttpVersion10, HttpVersion11, web
 
 from proxy.oci.codes import ErrorCode, envelope
+from proxy.web.errors import COMMON
 from proxy.web.ready import READY, Ready, ReadyTable
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -52,6 +53,9 @@ class Limits:
     send_buffer_bytes: int = 256 << 10
     #: When the kernel gives up a connection whose peer acknowledges nothing or has its window closed.
     unacknowledged_s: int = 120
+    #: When we stop, how long a connection that has not sent anything yet may still send its first request: it was made
+    #: while we accepted, and whoever made it knows nothing of our stopping.
+    first_request_s: float = 0.5
     backlog: int = 4096
 
 
@@ -148,7 +152,8 @@ class DataServer:
 
 def refusal(status: int, code: ErrorCode, sentence: str) -> web.Response:
     """An answer in the registry's error format (distribution-spec § Error Codes) that closes the connection."""
-    response = web.Response(status=status, body=envelope(code, sentence), content_type="application/json")
+    body = envelope(code, sentence)
+    response = web.Response(status=status, headers=COMMON, body=body, content_type="application/json")
     if status == 503:
         response.headers["Retry-After"] = "5"
     response.force_close()
@@ -174,6 +179,7 @@ class _Server(web.Server):
         self.ready = ready
         self.log = log
         self.grumble = _Grumble(log, loop)
+        self.is_draining = False
         self._emptied = asyncio.Event()
 
     @property
@@ -197,6 +203,8 @@ class _Server(web.Server):
 
     async def drain(self, grace_s: float) -> None:
         """Close what is idle, let what is busy finish for `grace_s`, then cut it, and return once all is over."""
+        self.is_draining = True
+        await asyncio.sleep(0)  # what was accepted in this turn of the loop is made known in the next
         for connection in self.connections:
             assert isinstance(connection, Connection)
             connection.finish()
@@ -224,6 +232,7 @@ class Connection(web.RequestHandler):
 
     __slots__ = (
         "_at_boundary",
+        "_first_request_timer",
         "_half_closed_timer",
         "_header_timer",
         "_input_ended",
@@ -255,6 +264,7 @@ class Connection(web.RequestHandler):
         self.is_surplus = False
         self._header_timer: asyncio.TimerHandle | None = None
         self._half_closed_timer: asyncio.TimerHandle | None = None
+        self._first_request_timer: asyncio.TimerHandle | None = None
         self._is_half_closed = False
         self._is_discarding = False
         self._input_ended: asyncio.Future[None] | None = None
@@ -271,8 +281,11 @@ class Connection(web.RequestHandler):
         return self._waiter is not None and not self._messages
 
     def finish(self) -> None:
-        """Close now when idle, else after the answer that is running."""
-        if self.is_idle:
+        """Close now when idle, else after the answer that is running. A first request on its way is waited for."""
+        is_unheard = self._request_count == 0 and not self._messages
+        if is_unheard and self._first_request_timer is None:
+            self._first_request_timer = self._loop.call_later(self._server.limits.first_request_s, self.finish)
+        elif self.is_idle:
             self.force_close()
         else:
             self.close()
@@ -291,6 +304,8 @@ class Connection(web.RequestHandler):
         super().connection_made(transport)
         peer = transport.get_extra_info("peername")
         self._remote = str(peer[0]) if isinstance(peer, tuple) else "unix"
+        if self._server.is_draining:
+            self.finish()
         surplus = self._server.n_connections - self._server.limits.n_connections
         if surplus > 0:
             self.is_surplus = True
@@ -306,7 +321,7 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         if self._is_discarding:
             return
-        if self._at_boundary and self.is_idle and self._answer_ready(data):
+        if self._at_boundary and self.is_idle and not self._server.is_draining and self._answer_ready(data):
             return
         n_requests = self._request_count
         was_alone = self._at_boundary and self.is_idle
@@ -440,7 +455,7 @@ class Connection(web.RequestHandler):
             self._input_ended.set_result(None)
 
     def _cancel_timers(self) -> None:
-        for timer in (self._header_timer, self._half_closed_timer):
+        for timer in (self._header_timer, self._half_closed_timer, self._first_request_timer):
             if timer is not None:
                 timer.cancel()
         self._header_timer = self._half_closed_timer = self._progress = None

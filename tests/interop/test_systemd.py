@@ -119,7 +119,7 @@ def test_the_unit_is_hardened() -> None:
 
 
 def test_it_is_installed_as_the_readme_says_and_the_units_are_clean(host: SystemdHost, installed: Installed) -> None:
-    """READY is sent once it serves; it runs as its own user, on systemd's socket; `systemd-analyze verify` is silent."""
+    """READY comes once it serves; it runs as its own user on systemd's socket; `systemd-analyze verify` is silent."""
     units = "breakwater.service breakwater.socket breakwater-down.target"
     assert host.run(f"systemd-analyze verify {units}") == ""
     assert installed.show("breakwater.service", "ActiveState") == "active"
@@ -184,7 +184,7 @@ def test_a_process_that_stands_still_is_restarted_by_the_watchdog(installed: Ins
     ids=["its settings are wrong", "it ends at once", "it hangs"],
 )
 def test_a_service_that_cannot_start_closes_its_socket(installed: Installed, drop_in: str, settings: str) -> None:
-    """Within ten seconds clients are refused, which containerd answers by going to the next host. It comes back whole."""
+    """Within ten seconds clients are refused, and so containerd goes to the next host. Mended, it comes back whole."""
     host = installed.host
     if settings:
         installed.write(settings)

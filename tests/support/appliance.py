@@ -34,7 +34,7 @@ class HastyClock(ManualClock):
 
     async def sleep(self, seconds: float) -> None:
         """Move on by `seconds` where that is little."""
-        if seconds <= 2.0:
+        if seconds <= 1.0:
             self._monotonic += seconds
             self._wall += seconds
             await asyncio.sleep(0)

@@ -61,13 +61,19 @@ class Skopeo:
     def __exit__(self, *_: object) -> None:
         clear_away(self._scratch)
 
+    def login(self, name: str, secret: str) -> None:
+        """`skopeo login` at Breakwater; what is pulled later is pulled with it. Raises CommandFailed."""
+        skopeo = [program("skopeo"), "login", "--tls-verify=false", "--authfile", f"{self._scratch}/auth.json"]
+        run([*skopeo, "--username", name, "--password", secret, self._mirror], NO_WAY_OUT)
+
     def pull(self, repository: str, tag: str) -> str:
         """Copies every platform, as `skopeo sync` does, into a folder of files named by their digests."""
         target = self._scratch / "pulled" / repository / tag
         target.mkdir(parents=True)
         source = f"docker://{self._mirror}/{self.host}/{repository}:{tag}"
         skopeo = [program("skopeo"), "--policy", str(self._policy), "--tmpdir", str(self._scratch)]
-        run([*skopeo, "copy", "--all", "--src-tls-verify=false", source, f"dir:{target}"], NO_WAY_OUT)
+        auth = ["--src-authfile", f"{self._scratch}/auth.json"] if (self._scratch / "auth.json").exists() else []
+        run([*skopeo, "copy", "--all", "--src-tls-verify=false", *auth, source, f"dir:{target}"], NO_WAY_OUT)
         for path in target.iterdir():
             if len(path.name) == 64:
                 assert digest_of(path.read_bytes()) == f"sha256:{path.name}"
@@ -87,6 +93,8 @@ class Containerd:
         self.host = host
         self._scratch = scratch
         self._hosts = scratch / "hosts.d"
+        #: name:secret that every host is shown, as a kubelet shows its pull secrets to mirrors.
+        self.user = ""
         self._socket = scratch / "c.sock"
         hosts = {"server": f"http://{NOWHERE}", "host": {f"http://{mirror}": {"capabilities": ["pull", "resolve"]}}}
         self._hosts_toml = to_toml(hosts) if setup is None else setup
@@ -119,7 +127,8 @@ class Containerd:
     def pull(self, repository: str, tag: str) -> str:
         """Pulls and unpacks for this machine's platform."""
         reference = f"{self.host}/{repository}:{tag}"
-        how = ["--hosts-dir", str(self._hosts), "--snapshotter", "overlayfs", "--platform", "linux/amd64"]
+        how = ["--user", self.user] if self.user else []
+        how += ["--hosts-dir", str(self._hosts), "--snapshotter", "overlayfs", "--platform", "linux/amd64"]
         run(self._ctr("images", "pull", *how, reference), NO_WAY_OUT)
         for line in run(self._ctr("images", "list")).splitlines():
             if line.startswith(f"{reference} "):
@@ -179,6 +188,18 @@ class Docker:
         names: list[str] = json.loads(shown)
         return names[0].partition("@")[2]
 
+    def login(self, registry: str, name: str, secret: str) -> None:
+        """`docker login` at host:port. Raises CommandFailed."""
+        run(self._docker("login", "--username", name, "--password", secret, registry))
+
+    def pull_at(self, registry: str, repository: str, tag: str) -> str:
+        """Pull from host:port itself, past all mirrors, with what `login` left; returns the digest."""
+        reference = f"{registry}/{repository}:{tag}"
+        run(self._docker("pull", "--quiet", reference))
+        shown = run(self._docker("image", "inspect", "--format", "{{json .RepoDigests}}", reference))
+        names: list[str] = json.loads(shown)
+        return next(name for name in names if name.startswith(registry)).partition("@")[2]
+
     def reset(self) -> None:
         ids = run(self._docker("image", "ls", "--all", "--quiet", "--no-trunc")).split()
         if ids:
@@ -230,6 +251,20 @@ class Podman:
     def pull(self, repository: str, tag: str) -> str:
         reference = f"{self.host}/{repository}:{tag}"
         self._podman("pull", "--quiet", "--signature-policy", f"{self._scratch}/policy.json", reference)
+        return self._podman("image", "inspect", "--format", "{{.Digest}}", reference).strip()
+
+    def login(self, registry: str, name: str, secret: str) -> None:
+        """`podman login` at host:port. Raises CommandFailed."""
+        how = ["--tls-verify=false", "--authfile", f"{self._scratch}/auth.json"]
+        self._podman("login", *how, "--username", name, "--password", secret, registry)
+
+    def pull_at(self, registry: str, repository: str, tag: str) -> str:
+        """Pull from host:port itself, past all mirrors, with what `login` left; returns the digest."""
+        reference = f"{registry}/{repository}:{tag}"
+        how = ["--tls-verify=false", "--signature-policy", f"{self._scratch}/policy.json"]
+        if (self._scratch / "auth.json").exists():
+            how += ["--authfile", f"{self._scratch}/auth.json"]
+        self._podman("pull", "--quiet", *how, reference)
         return self._podman("image", "inspect", "--format", "{{.Digest}}", reference).strip()
 
     def reset(self) -> None:

@@ -164,8 +164,6 @@ on_ful = "deny"
         'b.toml:12: upstreams."docker.io".url (entry 1): a URL must not carry a user name or password; '
         "write them under credentials",
         'b.toml:12: upstreams."docker.io".url (entry 2): expected a table',
-        'b.toml:12: upstreams."docker.io".url (entry 2): several addresses are not in this version yet; '
-        "remove this, for it would be read and ignored",
         'b.toml:13: upstreams."docker.io".tag_tll: unknown key; did you mean tag_ttl?',
         'b.toml:14: upstreams."quay.io".url: is missing. Its address, or a list tried in order; an entry may be a '
         "table `{ url = …, credentials = … }`",

@@ -279,3 +279,20 @@ async def test_a_socket_that_was_handed_over_is_served() -> None:
     writer.close()
     await writer.wait_closed()
     await server.aclose(0.0)
+
+
+async def test_a_first_request_that_is_on_its_way_is_answered_when_the_port_closes() -> None:
+    """Whoever was accepted before the stop gets an answer, and hears that it is the last."""
+    server = DataServer(hello, log=LOG)
+    await server.start(["127.0.0.1:0"])
+    host, _, port = server.addresses[0].rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    while server.n_connections == 0:
+        await asyncio.sleep(0)
+    closing = asyncio.ensure_future(server.aclose(5.0))
+    await asyncio.sleep(0)
+    writer.write(get())
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    writer.close()
+    await writer.wait_closed()
+    await closing
