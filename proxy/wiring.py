@@ -62,6 +62,7 @@ from proxy.rules.ledger import Ledger
 from proxy.rules.quota import Allowance
 from proxy.rules.routes import DEFAULT_PROJECT, ProjectRoute, Routes
 from proxy.rules.secret_hash import SecretHash
+from proxy.service.descriptors import connections_within, raise_limit
 from proxy.service.sockets import NOTHING_HANDED, Handed, not_covered
 from proxy.settings import Address, Settings, TcpAddress, UnixAddress, effective_default
 from proxy.settings.changes import taken_up
@@ -249,7 +250,7 @@ class Appliance:
         data = DataServer(
             registry,
             log=logging.getLogger("http"),
-            limits=ServerLimits(n_connections=settings.server.max_connections),
+            limits=ServerLimits(n_connections=connections_within(raise_limit(), settings.server.max_connections)),
             tls=tls,
             ready=ReadyTable(clock=clock, observe=observe, request_id=registry.new_request_id),
         )

@@ -169,7 +169,7 @@ class Server(Section):
     max_connections: Count = setting(
         16384,
         unit="connections",
-        what="Client connections open at once; more wait in the kernel's queue.",
+        what="Client connections open at once; more get 503 with Retry-After and are closed.",
         why="An idle one costs about 5 kB, so this many cost 80 MB. Fewer where the limit of open files is lower.",
     )
     request_log: Literal["all", "errors", "off"] = setting(
