@@ -166,7 +166,8 @@ class Appliance:
         tls = await asyncio.to_thread(server_tls, settings)
         audit: LineWriter | None = None
         try:
-            audit = LineWriter(await asyncio.to_thread(lambda: TurningFile(store.path / "audit" / "audit.jsonl")))
+            file = await asyncio.to_thread(TurningFile, store.path / "audit" / "audit.jsonl")
+            audit = LineWriter(file, at_end=file.close)
             watching.append(Audit(audit, clock.wall).observe)
         except OSError as error:  # a disk that is read-only serves hits, and must not keep us from starting
             log.say("error", f"there is no audit log: {error.strerror}")
