@@ -303,7 +303,7 @@ class Appliance:
             seal=seal,
             activity=activity,
             catalogue=Catalogue(store.records, links, capacity, clock=clock, owner=owner),
-            purge=Purge(store.records, links, tags, manifests, capacity),
+            purge=Purge(store.records, links, tags, manifests, capacity, observe),
             started_at=clock.monotonic(),
         )
         try:
