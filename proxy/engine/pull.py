@@ -136,6 +136,12 @@ class Pull:
             raise
         return route, opened
 
+    async def blob_instead(self, asked: BlobGet, caller: Caller = ANONYMOUS, *, rotten: str = "") -> Opened:
+        """The same blob from upstream, where the stored file could not be read on; `rotten`: why it is not right."""
+        route, origin, rules = self._route(asked, caller)
+        await self._check_blob(route, rules, asked.digest)
+        return await self._blobs.instead(route, origin, asked.digest, rotten=rotten)
+
     async def blob_size(self, asked: BlobGet, caller: Caller = ANONYMOUS) -> tuple[Route, int, Outcome]:
         """A blob's size in bytes, for HEAD."""
         route, origin, rules = self._route(asked, caller)
