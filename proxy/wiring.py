@@ -48,7 +48,7 @@ from proxy.engine.tasks import TaskOwner
 from proxy.engine.verification import Verification
 from proxy.errors import InvalidSettings, StoreError
 from proxy.events import Event, Noticed, UpstreamAsked, UpstreamUnreached
-from proxy.fitting import Fitting, asked_of, conditions_shown
+from proxy.fitting import Fitting, asked_of, conditions_shown, ignored_proxies
 from proxy.oci.digest import Digest
 from proxy.ports import Upstream
 from proxy.rules.freshness import TagPolicy
@@ -156,6 +156,8 @@ class Appliance:
             report=lambda sentence: log.say("warning", sentence),
             patience_s=PATIENCE_S if listens else COMMAND_PATIENCE_S,
         )
+        if (ignored := ignored_proxies(os.environ)) and listens:
+            log.say("warning", ignored)
         fitting = Fitting(clock, owner, observe)
         fitted = await asyncio.to_thread(fitting.fit, settings)
         fitting.use(fitted)
