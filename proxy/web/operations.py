@@ -344,7 +344,10 @@ async def look_at(seen: Seen, text: str, project: str = "") -> ImageIn:
     """What is cached of one image. Raises UnknownManifest when nothing of it is."""
     reference = reference_or_none(text)
     projects = sorted(seen.projects()) if not project else [project]
-    found = await seen.catalogue.image(reference, projects) if reference is not None else []
+    try:
+        found = await seen.catalogue.image(reference, projects) if reference is not None else []
+    except BadRequest:
+        found = []  # what cannot be a project's name has nothing; a name that is configured no more may have
     if not found:
         raise UnknownManifest(f"nothing of {text[:MAX_CHARS]!r} is cached here")
     return ImageIn(reference=str(reference), found=[_image(each, seen.activity) for each in found])
@@ -486,7 +489,7 @@ def _text(raw: str) -> str:
     return raw.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-# -- what freight.py serves, as the document shows it ------------------------------------------------------------------
+# -- what freight.py and projects.py serve, as the document shows it ---------------------------------------------------
 
 _ORDER = {
     "type": "object",
@@ -529,8 +532,41 @@ def _freight(name: str, summary: str, body: str, schema: Mapping[str, Any], answ
     }
 
 
-#: Long work: lines of JSON come while it goes on, each with an `event`: `step`, then one `report` or `error`.
-FREIGHT: Mapping[str, Any] = {
+_OBJECT = {"application/json": {"schema": {"type": "object"}}}
+
+
+def _asked(name: str, summary: str, *parameters: Mapping[str, Any], **also: Any) -> Any:
+    answers = {
+        "200": "Done.",
+        "400": "The request cannot be understood.",
+        "421": "The Host header names somebody else.",
+    }
+    if "security" in also:
+        answers |= {"401": "The token is missing or wrong.", "403": "The request comes from another site's page."}
+        answers |= {"503": "The store cannot be read."}
+    responses = {status: {"description": meaning, "content": _OBJECT} for status, meaning in answers.items()}
+    return {"operationId": name, "summary": summary, "parameters": list(parameters), "responses": responses, **also}
+
+
+def _parameter(name: str, description: str, *, is_required: bool = False) -> Mapping[str, Any]:
+    schema = {"type": "string"}
+    return {"name": name, "in": "query", "required": is_required, "description": description, "schema": schema}
+
+
+#: Freight is long work: lines of JSON come meanwhile, each with an `event`: `step`, then one `report` or `error`.
+ELSEWHERE: Mapping[str, Any] = {
+    "/api/v1/explain": {
+        "get": _asked(
+            "get_explain",
+            "Why a pull is allowed or refused: the route, the readers and every rule tried.",
+            _parameter("ref", "As it stands after this registry's address.", is_required=True),
+            _parameter("as", "The robot who asks; nobody in particular without."),
+        )
+    },
+    "/api/v1/usage": {"get": _asked("get_usage", "What projects pay for, and what is on disk.")},
+    "/api/v1/recount": {
+        "post": _asked("post_recount", "Compare every charge with what is stored.", security=[{"token": []}])
+    },
     "/api/v1/prefetch": _freight(
         "prefetch", "Fill the store with images; lines of JSON while it goes on.", "application/json", _ORDER, _LINES
     ),
