@@ -6,13 +6,15 @@
 #   make check          lint and types
 #   make quick          the inner loop: unit, contract and a short property run (60 s at most)
 #   make interop        real clients and a real registry only
+#   make soak           the long forms: ten thousand connections and aborts, bodies over 4 GiB
+#   make bench          beside nginx and other registries: a table of ratios; ARGS="--quick --rounds 1" for a look
 #   make clean          forget .venv and what tools left behind
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test check quick interop clean packages
+.PHONY: help serve test check quick interop soak bench clean packages
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -45,6 +47,15 @@ quick: $(VENV)/.dev
 interop: packages $(VENV)/.dev
 	@$(PYTEST) tests/interop --interop-floor=$(INTEROP_FLOOR) $(ARGS)
 
+# Not in parallel: each of them wants the machine to itself.
+soak: packages $(VENV)/.dev
+	@$(BIN)/python -m pytest -m soak --timeout=1800 $(ARGS)
+
+# The packages and the picture's library are wanted, not needed: the bench says what is missing.
+bench: $(VENV)/.bench
+	@bash .ci/packages bench || echo "Going on with what is here." >&2
+	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m bench $(ARGS)
+
 packages:
 	@bash .ci/packages
 
@@ -63,6 +74,11 @@ $(VENV)/.serve: pyproject.toml $(BIN)/python
 $(VENV)/.dev: pyproject.toml $(VENV)/.pip
 	@echo "Installing Breakwater and what its tests need into $(VENV) …"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . --group dev
+	@touch $@ $(VENV)/.serve
+
+$(VENV)/.bench: pyproject.toml $(VENV)/.pip
+	@echo "Installing Breakwater and what its bench needs into $(VENV) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . --group bench
 	@touch $@ $(VENV)/.serve
 
 # Dependency groups need pip 25.1; Python 3.11 brings an older one.

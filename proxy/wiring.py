@@ -12,7 +12,7 @@ import ssl
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from proxy import __version__, admin_token
 from proxy.archives.tar import framed, members_of
 from proxy.clock import SystemClock
 from proxy.engine import changes
+from proxy.engine.bandwidth import LimitedUpstream
 from proxy.engine.blobs import Blobs, Limits
 from proxy.engine.bundle import Export, Import, Parts
 from proxy.engine.capacity import Capacity
@@ -31,6 +32,7 @@ from proxy.engine.catalogue import Catalogue
 from proxy.engine.charges import Charges
 from proxy.engine.explain import Explain
 from proxy.engine.freight import Freight
+from proxy.engine.limits import Limit, ProjectLimits
 from proxy.engine.links import Links
 from proxy.engine.listings import Listings
 from proxy.engine.manifests import Manifests
@@ -60,6 +62,7 @@ from proxy.rules.ledger import Ledger
 from proxy.rules.quota import Allowance
 from proxy.rules.routes import DEFAULT_PROJECT, ProjectRoute, Routes
 from proxy.rules.secret_hash import SecretHash
+from proxy.service.descriptors import connections_within, raise_limit
 from proxy.service.sockets import NOTHING_HANDED, Handed, not_covered
 from proxy.settings import Address, Settings, TcpAddress, UnixAddress, effective_default
 from proxy.settings.changes import taken_up
@@ -100,6 +103,7 @@ class Appliance:
     tls: ssl.SSLContext | None
     capacity: Capacity
     charges: Charges
+    project_limits: ProjectLimits
     tags: Tags
     explain: Explain
     audit: LineWriter | None
@@ -162,7 +166,8 @@ class Appliance:
         tls = await asyncio.to_thread(server_tls, settings)
         audit: LineWriter | None = None
         try:
-            audit = LineWriter(await asyncio.to_thread(lambda: TurningFile(store.path / "audit" / "audit.jsonl")))
+            file = await asyncio.to_thread(TurningFile, store.path / "audit" / "audit.jsonl")
+            audit = LineWriter(file, at_end=file.close)
             watching.append(Audit(audit, clock.wall).observe)
         except OSError as error:  # a disk that is read-only serves hits, and must not keep us from starting
             log.say("error", f"there is no audit log: {error.strerror}")
@@ -204,6 +209,7 @@ class Appliance:
             store.blobs, capacity, charges, links, verification, clock=clock, owner=owner, observe=observe
         )
         tags = Tags(store.records, manifests, links, clock=clock, owner=owner, observe=observe)
+        project_limits = ProjectLimits(clock, limits_of(settings))
         blobs = Blobs(
             Work(store.blobs, capacity, clock, random.random, observe, charges),
             links,
@@ -215,10 +221,11 @@ class Appliance:
                 settings.transfers.max_per_upstream,
                 settings.transfers.queue_deadline,
             ),
+            projects=project_limits,
         )
         listings = Listings(links, manifests, tags, clock=clock, owner=owner, observe=observe)
         pull = Pull(
-            plan_of(settings, fitting.upstreams),
+            plan_of(settings, fitting.upstreams, project_limits),
             tags=tags,
             manifests=manifests,
             blobs=blobs,
@@ -244,7 +251,7 @@ class Appliance:
         data = DataServer(
             registry,
             log=logging.getLogger("http"),
-            limits=ServerLimits(n_connections=settings.server.max_connections),
+            limits=ServerLimits(n_connections=connections_within(raise_limit(), settings.server.max_connections)),
             tls=tls,
             ready=ReadyTable(clock=clock, observe=observe, request_id=registry.new_request_id),
         )
@@ -277,6 +284,7 @@ class Appliance:
             tls=tls,
             capacity=capacity,
             charges=charges,
+            project_limits=project_limits,
             tags=tags,
             explain=explain,
             audit=audit,
@@ -295,7 +303,7 @@ class Appliance:
             seal=seal,
             activity=activity,
             catalogue=Catalogue(store.records, links, capacity, clock=clock, owner=owner),
-            purge=Purge(store.records, links, tags, manifests, capacity),
+            purge=Purge(store.records, links, tags, manifests, capacity, observe),
             started_at=clock.monotonic(),
         )
         try:
@@ -306,6 +314,10 @@ class Appliance:
             raise
         if listens:
             owner.spawn_background(_sweep(store, observe), "sweep what an earlier run left unfinished")
+        for name, project in settings.projects.items():
+            if project.quota is not None and project.quota > capacity.ledger.capacity:
+                told = f"the quota of project {name!r} is larger than the store may become, so it will never bind"
+                log.say("warning", told)
         capacity.start()
         charges.start()
         return self
@@ -369,11 +381,12 @@ class Appliance:
         fitted = await asyncio.to_thread(self.fitting.fit, settings)
         # A context that took half of a pair would refuse every handshake: try on one that nobody uses.
         await asyncio.to_thread(server_tls, settings)
-        plan = plan_of(settings, asked_of(fitted))
+        plan = plan_of(settings, asked_of(fitted), self.project_limits)
         # Nothing below fails or waits, so that no request sees half of it.
         self.settings = settings
         old, self.pull.plan = self.pull.plan, plan
         self.charges.allow(allowances_of(settings))
+        self.project_limits.allow(limits_of(settings))
         for change in changes.between(old, plan):
             self.observe(change)
         self.fitting.use(fitted)
@@ -606,7 +619,7 @@ class UpstreamHealth:
 # -- settings become values --------------------------------------------------------------------------------------------
 
 
-def plan_of(settings: Settings, clients: Mapping[str, Upstream]) -> Plan:
+def plan_of(settings: Settings, clients: Mapping[str, Upstream], limits: ProjectLimits) -> Plan:
     """Routing, rules and upstreams as one immutable value."""
     default = effective_default(settings)
     projects = tuple(
@@ -629,6 +642,7 @@ def plan_of(settings: Settings, clients: Mapping[str, Upstream]) -> Plan:
             deny=tuple(Glob.parse(str(text)) for text in project.deny),
             policy_deny=policy_deny,
             closed=str(name) == DEFAULT_PROJECT and settings.policy.unmatched == "deny",
+            max_blob=project.max_blob,
         )
     origins = {}
     for host, upstream in settings.upstreams.items():
@@ -637,13 +651,21 @@ def plan_of(settings: Settings, clients: Mapping[str, Upstream]) -> Plan:
         origins[str(host)] = Origin(
             str(host), port, TagPolicy(upstream.tag_ttl, upstream.stale_if_error, sealed), upstream.negative_ttl
         )
+    of_project = {
+        (str(name), host): replace(origin, upstream=LimitedUpstream(origin.upstream, limits.share(str(name))))
+        for name, project in settings.projects.items()
+        if project.bandwidth is not None
+        for host, origin in origins.items()
+    }
     hosts = frozenset(str(host) for host in settings.upstreams)
     robots = robots_of(settings)
     named = {str(name): tuple(project.access) for name, project in settings.projects.items()}
     named.setdefault(DEFAULT_PROJECT, (EVERYBODY,))
     immutable = {str(name): Immutable.of(tuple(project.immutable_tags)) for name, project in settings.projects.items()}
     access = {name: Access.of(name, readers, robots) for name, readers in named.items()}
-    return Plan(Routes(hosts, str(default or ""), projects), rules, Origins(origins), access, robots, immutable)
+    return Plan(
+        Routes(hosts, str(default or ""), projects), rules, Origins(origins, of_project), access, robots, immutable
+    )
 
 
 def robots_of(settings: Settings) -> dict[str, Robot]:
@@ -656,6 +678,11 @@ def robots_of(settings: Settings) -> dict[str, Robot]:
             raise InvalidSettings([f"robots.{name}.secret_hash: {error}"]) from error
         robots[name] = Robot(name, hashes, frozenset(robot.projects), robot.expires)
     return robots
+
+
+def limits_of(settings: Settings) -> dict[str, Limit]:
+    """What each project may take of the fetching."""
+    return {str(name): Limit(project.max_transfers, project.bandwidth) for name, project in settings.projects.items()}
 
 
 def allowances_of(settings: Settings) -> dict[str, Allowance]:

@@ -12,6 +12,7 @@ from cachetools import TTLCache
 from proxy.engine.capacity import Capacity
 from proxy.engine.charges import Tab
 from proxy.engine.flights import Flights
+from proxy.engine.limits import ProjectLimits
 from proxy.engine.links import Links
 from proxy.engine.manifests import MAX_NEGATIVES, holding_of
 from proxy.engine.origins import Origin
@@ -83,6 +84,7 @@ class Blobs:
         owner: TaskOwner,
         on_last_reader_gone: OnLastReaderGone = "finish",
         limits: Limits | None = None,
+        projects: ProjectLimits | None = None,
     ) -> None:
         self._work = work
         self._links = links
@@ -90,6 +92,7 @@ class Blobs:
         self._owner = owner
         self._policy: OnLastReaderGone = on_last_reader_gone
         self._limits = limits or Limits()
+        self._projects = projects or ProjectLimits(work.clock)
         self._running: dict[Digest, Transfer] = {}
         self._tasks: dict[Transfer, asyncio.Task[None]] = {}
         self._tabs: dict[Transfer, Tab] = {}
@@ -246,18 +249,19 @@ class Blobs:
         self._running[digest] = transfer
         self._tabs[transfer] = tab
         pump = Pump(transfer, origin.upstream, route.repository, self._work, self._owner, tab)
-        task = self._owner.spawn_background(self._run(transfer, pump), f"transfer {digest}")
+        task = self._owner.spawn_background(self._run(transfer, pump, route.project), f"transfer {digest}")
         self._tasks[transfer] = task
         task.add_done_callback(lambda _: self._over(transfer))
         return transfer, "miss"
 
-    async def _run(self, transfer: Transfer, pump: Pump) -> None:
+    async def _run(self, transfer: Transfer, pump: Pump, project: str) -> None:
         """Wait for a turn, then pump. A transfer nobody waits for any more does not get its turn."""
         host = transfer.source.upstream
         per_upstream = self._upstream_slots.setdefault(host, asyncio.Semaphore(self._limits.per_upstream))
         async with AsyncExitStack() as turn:
             try:
                 async with self._owner.deadline(self._work.clock, self._limits.queue_s):
+                    await turn.enter_async_context(self._projects.turn(project))
                     await turn.enter_async_context(per_upstream)
                     await turn.enter_async_context(self._slots)
             except TimeoutError:

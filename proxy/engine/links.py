@@ -88,6 +88,8 @@ class Links:
         self._records = records
         self._indexes: LRUCache[Holding, HoldingIndex] = LRUCache(MAX_INDEXED_DIGESTS, getsizeof=len)
         self._loading: Flights[Holding, HoldingIndex] = Flights(owner, "load links")
+        #: How often a right was taken away. An answer that is kept ready is judged anew when this moves.
+        self.n_dropped = 0
 
     async def of(self, holding: Holding) -> HoldingIndex:
         """The index of a holding. Raises Unavailable when the disk fails."""
@@ -152,6 +154,7 @@ class Links:
 
     async def drop(self, holding: Holding, digest: Digest) -> None:
         """Take the right away."""
+        self.n_dropped += 1
         index = await self.of(holding)
         index.drop(digest)
         self._keep(holding, index)

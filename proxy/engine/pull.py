@@ -68,7 +68,6 @@ class Pull:
         charges: Charges,
     ) -> None:
         self.plan = plan
-        self._n_invalidated = 0
         self._tags = tags
         self._manifests = manifests
         self._blobs = blobs
@@ -96,12 +95,12 @@ class Pull:
     def vouch(self, asked: ManifestGet, pulled: Pulled) -> Callable[[], float | None] | None:
         """Says, each time it is asked, whether `pulled` would be answered again: its age in seconds, or None for no.
 
-        For answers kept ready: it counts the use like any other, and says no once the plan has changed, something was
-        taken back (`invalidate`), or the tag's time is up. None when the answer cannot be vouched for at all.
+        For answers kept ready: it counts the use like any other, and says no once the plan has changed, a link was taken
+        away (a purge), the project cannot pay, or the tag's time is up. None when the answer cannot be vouched for at all.
         """
         if pulled.outcome != "hit" or pulled.trouble:
             return None
-        plan, n_invalidated = self.plan, self._n_invalidated
+        plan, n_dropped = self.plan, self._links.n_dropped
         route, digest = pulled.route, pulled.held.descriptor.digest
         aged: Callable[[], float | None] | None = lambda: 0.0  # noqa: E731
         if isinstance(asked.target, Tag):
@@ -110,17 +109,16 @@ class Pull:
             return None
 
         def again() -> float | None:
-            if self.plan is not plan or self._n_invalidated != n_invalidated or (age := aged()) is None:
+            if self.plan is not plan or self._links.n_dropped != n_dropped or (age := aged()) is None:
                 return None
-            self._charges.use(route.project, digest)
+            try:
+                self._charges.use(route.project, digest)
+            except Denied:
+                return None  # the long way says why
             self._manifests.touch(digest)
             return age
 
         return again
-
-    def invalidate(self) -> None:
-        """Something was taken back (a purge, a block): whatever was kept ready is judged anew."""
-        self._n_invalidated += 1
 
     async def blob(self, asked: BlobGet, caller: Caller = ANONYMOUS) -> tuple[Route, Opened]:
         """A blob, ready to be read; the size is known, the bytes may still be coming."""

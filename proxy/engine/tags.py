@@ -39,8 +39,6 @@ class _Entry:
     validated_monotonic: float | None = None
     retry_at: float = 0.0
     trouble: str = ""
-    #: False once upstream has been asked again: what was remembered beside it no longer holds.
-    is_current: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +80,14 @@ class Tags:
 
         Costs no look-up, for the warm path. None when the tag is not in memory.
         """
-        entry = self._ready.get((holding_of(route), tag))
+        key = (holding_of(route), tag)
+        entry = self._ready.get(key)
         if entry is None:
             return None
 
         def age() -> float | None:
             old = self._age(entry)
-            serves = entry.is_current and freshness.judge(old, origin.tag_policy) is freshness.Answer.SERVE
+            serves = self._ready.get(key) is entry and freshness.judge(old, origin.tag_policy) is freshness.Answer.SERVE
             return (old or 0.0) if serves else None
 
         return age
@@ -243,9 +242,7 @@ class Tags:
         return entry
 
     def _outdate(self, holding: Holding, tag: Tag) -> None:
-        entry = self._ready.pop((holding, tag), None)
-        if entry is not None:
-            entry.is_current = False
+        self._ready.pop((holding, tag), None)
 
     async def _write(self, holding: Holding, tag: Tag, held: Held, origin: Origin) -> None:
         record = TagRecord(tag.value, held.descriptor, self._clock.wall(), origin.host)

@@ -169,7 +169,7 @@ class Server(Section):
     max_connections: Count = setting(
         16384,
         unit="connections",
-        what="Client connections open at once; more wait in the kernel's queue.",
+        what="Client connections open at once; more get 503 with Retry-After and are closed.",
         why="An idle one costs about 5 kB, so this many cost 80 MB. Fewer where the limit of open files is lower.",
     )
     request_log: Literal["all", "errors", "off"] = setting(
@@ -447,6 +447,24 @@ class Project(Section):
         "evict",
         what='When the quota is spent: "evict" its coldest blobs, "bypass" (serve, keep nothing), or "deny".',
         why="A cache forgets; it does not refuse.",
+    )
+    max_transfers: Count | None = setting(
+        None,
+        unit="transfers",
+        what="Transfers that this project has running at once; further ones queue.",
+        why="`transfers.max_concurrent` bounds all.",
+    )
+    bandwidth: Rate | None = setting(
+        None,
+        unit="bytes per second",
+        what="What this project's transfers take from upstreams, all together, shared fairly among them.",
+        why="A mirror fills as fast as it can, until somebody else needs the line.",
+    )
+    max_blob: Size | None = setting(
+        None,
+        unit="bytes",
+        what="The largest blob that may be pulled; a manifest with a larger one is refused as a whole.",
+        why="The quota bounds what is kept.",
     )
     access: Some[str] = setting(
         ["anonymous"],

@@ -52,6 +52,9 @@ T = TypeVar("T")
 _BATCH = 512
 #: Bytes read in one step while a kept ingest is hashed again.
 _STEP = 1 << 20
+#: An ingest is synced behind its writer in steps of this. What is left for the commit then takes 20 ms and not 90 (ext4,
+#: a layer of 50 MiB), and it is at the commit that readers wait for the last byte.
+_SYNC_STEP = 16 << 20
 #: Closing the last descriptor of a deleted file drops its pages and extents: some 50 ms for each GiB, not on the loop.
 _SLOW_TO_DROP = 8 << 20
 
@@ -103,7 +106,8 @@ class KeptIngest:
 class DiskIngest:
     """An unfinished blob (ports.Ingest).
 
-    Its hops follow each other, also when a caller was cancelled in the middle of one.
+    Its hops follow each other, also when a caller was cancelled in the middle of one. A long one is synced in steps
+    beside them; a step that fails is a write that failed, because the kernel says so only once.
     """
 
     def __init__(self, blobs: DiskBlobs, digest: Digest, verifier: Verifier, name: str, fd: int, n_bytes: int) -> None:
@@ -114,6 +118,8 @@ class DiskIngest:
         self._verifier = verifier
         self.name = name
         self._hop: asyncio.Future[None] | None = None
+        self._sync: asyncio.Future[None] | None = None
+        self._n_synced = n_bytes
         self._failure: StoreError | Overloaded | None = None
         self._has_ended = False
         self._is_open = True
@@ -124,34 +130,46 @@ class DiskIngest:
         After a failed write the file has a hole: later pieces are hashed, and the failure repeated.
         """
         await self._in_turn("writes", self._append, piece)
+        is_syncing = self._sync is not None and not self._sync.done()
+        if self.n_bytes - self._n_synced >= _SYNC_STEP and not is_syncing:
+            self._n_synced = self.n_bytes
+            self._sync = self._blobs.workers.start("syncs", self._sync_so_far)
 
     async def commit(self) -> None:
         """See ports.Ingest. Replaces what had the name: these bytes were verified just now, those may have rotted."""
+        await self._last_step()
         await self._in_turn("syncs", self._publish)
 
     async def abort(self, *, keep: bool = False) -> None:
         """See ports.Ingest. After a commit this does nothing."""
+        await self._last_step()
         try:
             await self._in_turn("syncs", self._give_up, keep)
         except StoreError:
             pass  # the store is closed; the next start sweeps
 
     def close(self) -> None:
-        """Close `fd`. Waits for a hop that still runs, because its thread writes to this very number.
+        """Close `fd`. Waits for threads that still run, because they write to or sync this very number.
 
         What was neither committed nor aborted by then is nobody's, and the next sweep removes it.
         """
         if not self._is_open:
             return
         self._is_open = False
-        if self._hop is None or self._hop.done():
-            self._let_go()
-        else:
-            self._hop.add_done_callback(lambda _: self._let_go())
+        self._let_go()
 
-    def _let_go(self) -> None:
+    def _let_go(self, _: object = None) -> None:
+        for running in (self._hop, self._sync):
+            if running is not None and not running.done():
+                running.add_done_callback(self._let_go)
+                return
         self._blobs.unfinished.discard(self.name)
         self._blobs.drop(self.fd)
+
+    async def _last_step(self) -> None:
+        """Wait for a step of syncing that still runs."""
+        if self._sync is not None and not self._sync.done():
+            await asyncio.wait([self._sync])
 
     async def _in_turn(self, pool: Pool, function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         while self._hop is not None and not self._hop.done():
@@ -171,6 +189,12 @@ class DiskIngest:
             self._failure = meaning(error, f"cannot write {self._digest}")
             raise self._failure from error
         self.n_bytes += len(piece)
+
+    def _sync_so_far(self) -> None:
+        try:
+            self._blobs.fs.fsync(self.fd)
+        except OSError as error:
+            self._failure = meaning(error, f"cannot write {self._digest}")
 
     def _publish(self) -> None:
         if self._has_ended:

@@ -36,7 +36,7 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
 class Sink(Protocol):
-    """Where lines go. Called by one thread alone. `close` is called after the last line where there is one to close."""
+    """Where lines go. Called by one thread alone."""
 
     def write(self, text: str, /) -> int:
         """Take lines. Raises OSError or ValueError."""
@@ -54,8 +54,10 @@ class LineWriter:
     cost each request a switch of threads.
     """
 
-    def __init__(self, stream: Sink) -> None:
+    def __init__(self, stream: Sink, *, at_end: Callable[[], None] | None = None) -> None:
+        """`at_end` is called by the writing thread after the last line: to close what nobody else does."""
         self._stream = stream
+        self._at_end = at_end
         self._lines: deque[str] = deque()
         self._n_dropped = 0
         #: What is written in the place of lines that were dropped, by their number. Called by the writing thread.
@@ -87,6 +89,8 @@ class LineWriter:
             self._has_lines.clear()
             self._write()
         self._write()
+        if self._at_end is not None:
+            self._at_end()
 
     def _write(self) -> None:
         lines = []

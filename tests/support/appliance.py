@@ -96,25 +96,30 @@ class Appliance:
         return [event for event in self.events if isinstance(event, UpstreamAsked)]
 
     async def get(self, target: str, *, method: str = "GET", more: Mapping[str, str] | None = None) -> Answer:
-        """Ask on a connection of its own, and read to the end of the body, or of the connection."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        lines = [f"{method} {target} HTTP/1.1", f"Host: 127.0.0.1:{self.port}"]
-        lines += [f"{name}: {value}" for name, value in (more or {}).items()]
-        try:
-            writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-            return await read_answer(reader, has_body=method != "HEAD")
-        finally:
-            writer.close()
-            try:
-                await writer.wait_closed()
-            except ConnectionError:
-                pass  # the other side was faster
+        """See `ask`."""
+        return await ask(self.port, target, method=method, more=more)
 
     async def quiet(self) -> None:
         """Wait until every request has been counted and no transfer runs."""
         while len(self.sender):
             await asyncio.sleep(0)
         await self.engine.idle()
+
+
+async def ask(port: int, target: str, *, method: str = "GET", more: Mapping[str, str] | None = None) -> Answer:
+    """Ask 127.0.0.1 on a connection of its own, and read to the end of the body, or of the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    lines = [f"{method} {target} HTTP/1.1", f"Host: 127.0.0.1:{port}"]
+    lines += [f"{name}: {value}" for name, value in (more or {}).items()]
+    try:
+        writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+        return await read_answer(reader, has_body=method != "HEAD")
+    finally:
+        writer.close()
+        try:
+            await writer.wait_closed()
+        except ConnectionError:
+            pass  # the other side was faster
 
 
 async def read_answer(reader: asyncio.StreamReader, *, has_body: bool = True) -> Answer:
@@ -147,7 +152,12 @@ async def serving(running: Engine, *, header_deadline_s: float = 25.0) -> AsyncI
     robots = Robots(key=bytes(32), clock=running.clock, owner=running.owner)
     callers = Callers(robots, lambda: running.pull.plan.robots, clock=running.clock, is_tls=False)
     registry = Registry(
-        running.pull, sender, callers, clock=running.clock, observe=running.events.append, header_deadline_s=header_deadline_s
+        running.pull,
+        sender,
+        callers,
+        clock=running.clock,
+        observe=running.events.append,
+        header_deadline_s=header_deadline_s,
     )
     server = DataServer(registry, log=logging.getLogger("test.data"))
     await server.start(["127.0.0.1:0"])
