@@ -142,7 +142,9 @@ class Fitting:
         what = "Requests that upstream's rate limit"
         set_gauge("breakwater_upstream_budget_limit", f"{what} allows in its window.", limits, "upstream")
         set_gauge("breakwater_upstream_budget_remaining", f"{what} still allows.", left, "upstream")
-        set_gauge("breakwater_upstream_circuit_open", "1 while it is left alone: it does not answer.", is_open, "upstream")
+        set_gauge(
+            "breakwater_upstream_circuit_open", "1 while it is left alone: it does not answer.", is_open, "upstream"
+        )
         set_gauge("breakwater_upstream_throttled_seconds", "How long it is to be left alone.", waits, "upstream")
 
     async def aclose(self) -> None:

@@ -482,7 +482,6 @@ class Appliance:
                 }
                 for transfer in self.blobs.running()
             ],
-            "projects": self.usage()["projects"],
             "refused_tag_moves": [
                 {"project": project, "reference": name, "kept": str(kept), "upstream": str(now) if now else None}
                 for (project, name), (kept, now) in self.tags.refused_moves.items()

@@ -393,9 +393,9 @@ def assert_same_image(sealed: Breakwater, path: Path, scratch: Path, wanted: Ima
 # -- interrupted -------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_import_goes_on_and_ends_right(scratch: Path) -> None:
+@pytest.mark.parametrize("n_kills", [3, pytest.param(100, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
+def test_a_killed_import_goes_on_and_ends_right(scratch: Path, n_kills: int) -> None:
     """kill -9 at moments spread over the import: nothing half is seen, and the next try is complete and right."""
-    n_kills = int(os.environ.get("BREAKWATER_IMPORT_KILLS", "3"))
     wanted = multi_arch(next(_SEED), tuple(2 << 20 for _ in range(8)))
     archive, name = scratch / f"killed-{next(_SEED)}.tar", f"{TEST_HOST}/team/killed"
     layout_archive(archive, wanted, f"{name}:1")
@@ -448,9 +448,9 @@ def test_export_says_what_is_missing_and_writes_nothing(carried: Carried, scratc
     assert not list(scratch.glob(f"{path.name}*"))
 
 
-def test_an_import_has_little_in_memory(scratch: Path) -> None:
-    """Bounded memory whatever the bundle's size: 10 GiB in `make soak`, and its rate beside ctr's."""
-    n_mib = int(os.environ.get("BREAKWATER_IMPORT_MIB", "192"))
+@pytest.mark.parametrize("n_mib", [192, pytest.param(10_240, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
+def test_an_import_has_little_in_memory(scratch: Path, n_mib: int) -> None:
+    """Bounded memory whatever the bundle's size, and its rate beside that of ctr."""
     folder, path = scratch / f"large-{next(_SEED)}", scratch / f"large-{next(_SEED)}.tar"
     large_layout(folder, n_mib)
     run([program("tar"), "-C", str(folder), "-cf", str(path), "oci-layout", "index.json", "blobs"], timeout_s=3600)
@@ -493,3 +493,46 @@ def large_layout(folder: Path, n_mib: int) -> None:
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config.descriptor, "layers": layers}
     wanted = Image(json.dumps(document).encode(), OCI_MANIFEST, (config,))
     write_layout(folder, wanted, f"{TEST_HOST}/team/large:1")
+
+
+def test_what_a_sealed_upstream_has_stays(carried: Carried, origin: Origin, scratch: Path) -> None:
+    """`sealed` under one upstream: it is never asked and loses nothing, while others come and go beside it."""
+    settings = upstreams_at(origin.url)
+    settings["upstreams"][TEST_HOST] = {"url": "http://127.0.0.1:9", "sealed": True}
+    half = Breakwater(scratch / f"half-{next(_SEED)}", settings)
+    half.settings_path.write_text(half.settings_path.read_text().replace('"8GiB"', '"6MiB"'))
+    assert breakwater_command(half, "import", str(carried.path)).code == 0
+    with half, Skopeo(scratch / f"skopeo-{next(_SEED)}", half.address) as skopeo:
+        for _ in range(3):
+            name = f"library/passing-{next(_SEED)}"
+            origin.push(name, "1", image(next(_SEED), (3_000 * KIB,)))
+            skopeo.host = "docker.io"
+            skopeo.pull(name, "1")
+        assert half.status()["store"]["evicted_bytes"] > 0
+        skopeo.host = TEST_HOST
+        assert skopeo.pull("team/app", "1") == carried.app.digest
+        done = breakwater_command(half, "prefetch", f"{TEST_HOST}/team/app:9")
+        assert done.code == 1
+        assert "sealed" in done.out
+        half.stop_cleanly()
+
+
+def test_policy_holds_on_the_way_in_and_out(carried: Carried, scratch: Path) -> None:
+    """Promise 6: what may not be pulled is neither imported under its name nor exported."""
+    far = sealed_at(scratch / f"strict-{next(_SEED)}")
+    far.settings_path.write_text(f'{far.settings_path.read_text()}\n[policy]\ndeny = ["{TEST_HOST}/team/**"]\n')
+    done = breakwater_command(far, "import", "--json", str(carried.path))
+    assert done.code == 1
+    refused = [each for each in done.report["images"] if each["missing"]]
+    assert [each["reference"] for each in refused] == [APP]
+    assert "team/**" in next(iter(refused[0]["missing"].values()))
+    files = [path for path in (far.store / "breakwater" / "blobs").rglob("*") if path.is_file()]
+    assert len(files) == 4, "only what the other image needs stays"
+
+    with carried.mirror.settings_path.open("a") as settings:
+        settings.write(f'\n[policy]\ndeny = ["{carried.app.children[0].blobs[1].digest}"]\n')
+    done = breakwater_command(carried.mirror, "export", "-o", str(scratch / "denied.tar"), APP)
+    assert done.code == 1
+    assert "is denied" in done.out
+    text = carried.mirror.settings_path.read_text()
+    carried.mirror.settings_path.write_text(text[: text.index("\n[policy]")])
