@@ -314,6 +314,8 @@ class Appliance:
         except BaseException:
             await self.aclose()
             raise
+        if listens:
+            owner.spawn_background(_sweep(store, observe), "sweep what an earlier run left unfinished")
         for name, project in settings.projects.items():
             if project.quota is not None and project.quota > capacity.ledger.capacity:
                 told = f"the quota of project {name!r} is larger than the store may become, so it will never bind"
@@ -550,6 +552,17 @@ class Appliance:
         quotas: dict[tuple[str, ...], float] = {(u.project,): u.quota for u in usage if u.quota is not None}
         self.tally.gauge("breakwater_project_bytes", "Stored bytes that a project pays for.", used, "project")
         self.tally.gauge("breakwater_project_quota_bytes", "What a project may hold.", quotas, "project")
+
+
+async def _sweep(store: DiskStore, observe: Callable[[Event], None]) -> None:
+    """Remove what a killed process was in the middle of: nobody else counts those bytes (INV-2, INV-5)."""
+    try:
+        freed = await store.blobs.sweep_ingest()
+    except StoreError as error:
+        observe(Noticed("warning", f"what an earlier run left unfinished stays where it is: {error}"))
+        return
+    if freed:
+        observe(Noticed("info", f"{freed} bytes that an earlier run left unfinished were removed"))
 
 
 class UpstreamHealth:
