@@ -51,7 +51,7 @@ from proxy.engine.tasks import TaskOwner
 from proxy.engine.verification import Verification
 from proxy.errors import InvalidSettings, StoreError
 from proxy.events import Event, Noticed, UpstreamAsked, UpstreamUnreached
-from proxy.fitting import Fitting, asked_of, conditions_shown
+from proxy.fitting import Fitting, asked_of, conditions_shown, ignored_proxies
 from proxy.oci.digest import Digest
 from proxy.ports import Upstream
 from proxy.rules.freshness import TagPolicy
@@ -161,6 +161,8 @@ class Appliance:
             report=lambda sentence: log.say("warning", sentence),
             patience_s=PATIENCE_S if listens else COMMAND_PATIENCE_S,
         )
+        if (ignored := ignored_proxies(os.environ)) and listens:
+            log.say("warning", ignored)
         fitting = Fitting(clock, owner, observe)
         fitted = await asyncio.to_thread(fitting.fit, settings)
         fitting.use(fitted)
@@ -319,6 +321,8 @@ class Appliance:
         except BaseException:
             await self.aclose()
             raise
+        if listens:
+            owner.spawn_background(_sweep(store, observe), "sweep what an earlier run left unfinished")
         for name, project in settings.projects.items():
             if project.quota is not None and project.quota > capacity.ledger.capacity:
                 told = f"the quota of project {name!r} is larger than the store may become, so it will never bind"
@@ -487,7 +491,6 @@ class Appliance:
                 }
                 for transfer in self.blobs.running()
             ],
-            "projects": self.usage()["projects"],
             "refused_tag_moves": [
                 {"project": project, "reference": name, "kept": str(kept), "upstream": str(now) if now else None}
                 for (project, name), (kept, now) in self.tags.refused_moves.items()
@@ -556,6 +559,17 @@ class Appliance:
         quotas: dict[tuple[str, ...], float] = {(u.project,): u.quota for u in usage if u.quota is not None}
         self.tally.gauge("breakwater_project_bytes", "Stored bytes that a project pays for.", used, "project")
         self.tally.gauge("breakwater_project_quota_bytes", "What a project may hold.", quotas, "project")
+
+
+async def _sweep(store: DiskStore, observe: Callable[[Event], None]) -> None:
+    """Remove what a killed process was in the middle of: nobody else counts those bytes (INV-2, INV-5)."""
+    try:
+        freed = await store.blobs.sweep_ingest()
+    except StoreError as error:
+        observe(Noticed("warning", f"what an earlier run left unfinished stays where it is: {error}"))
+        return
+    if freed:
+        observe(Noticed("info", f"{freed} bytes that an earlier run left unfinished were removed"))
 
 
 class UpstreamHealth:

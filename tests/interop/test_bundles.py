@@ -493,3 +493,46 @@ def large_layout(folder: Path, n_mib: int) -> None:
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config.descriptor, "layers": layers}
     wanted = Image(json.dumps(document).encode(), OCI_MANIFEST, (config,))
     write_layout(folder, wanted, f"{TEST_HOST}/team/large:1")
+
+
+def test_what_a_sealed_upstream_has_stays(carried: Carried, origin: Origin, scratch: Path) -> None:
+    """`sealed` under one upstream: it is never asked and loses nothing, while others come and go beside it."""
+    settings = upstreams_at(origin.url)
+    settings["upstreams"][TEST_HOST] = {"url": "http://127.0.0.1:9", "sealed": True}
+    half = Breakwater(scratch / f"half-{next(_SEED)}", settings)
+    half.settings_path.write_text(half.settings_path.read_text().replace('"8GiB"', '"6MiB"'))
+    assert breakwater_command(half, "import", str(carried.path)).code == 0
+    with half, Skopeo(scratch / f"skopeo-{next(_SEED)}", half.address) as skopeo:
+        for _ in range(3):
+            name = f"library/passing-{next(_SEED)}"
+            origin.push(name, "1", image(next(_SEED), (3_000 * KIB,)))
+            skopeo.host = "docker.io"
+            skopeo.pull(name, "1")
+        assert half.status()["store"]["evicted_bytes"] > 0
+        skopeo.host = TEST_HOST
+        assert skopeo.pull("team/app", "1") == carried.app.digest
+        done = breakwater_command(half, "prefetch", f"{TEST_HOST}/team/app:9")
+        assert done.code == 1
+        assert "sealed" in done.out
+        half.stop_cleanly()
+
+
+def test_policy_holds_on_the_way_in_and_out(carried: Carried, scratch: Path) -> None:
+    """Promise 6: what may not be pulled is neither imported under its name nor exported."""
+    far = sealed_at(scratch / f"strict-{next(_SEED)}")
+    far.settings_path.write_text(f'{far.settings_path.read_text()}\n[policy]\ndeny = ["{TEST_HOST}/team/**"]\n')
+    done = breakwater_command(far, "import", "--json", str(carried.path))
+    assert done.code == 1
+    refused = [each for each in done.report["images"] if each["missing"]]
+    assert [each["reference"] for each in refused] == [APP]
+    assert "team/**" in next(iter(refused[0]["missing"].values()))
+    files = [path for path in (far.store / "breakwater" / "blobs").rglob("*") if path.is_file()]
+    assert len(files) == 4, "only what the other image needs stays"
+
+    with carried.mirror.settings_path.open("a") as settings:
+        settings.write(f'\n[policy]\ndeny = ["{carried.app.children[0].blobs[1].digest}"]\n')
+    done = breakwater_command(carried.mirror, "export", "-o", str(scratch / "denied.tar"), APP)
+    assert done.code == 1
+    assert "is denied" in done.out
+    text = carried.mirror.settings_path.read_text()
+    carried.mirror.settings_path.write_text(text[: text.index("\n[policy]")])
