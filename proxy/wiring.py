@@ -45,6 +45,7 @@ from proxy.engine.pump import Work
 from proxy.engine.purge import Purge
 from proxy.engine.remains import Remains
 from proxy.engine.robots import Robots
+from proxy.engine.scrub import Refetch, Scrub
 from proxy.engine.seal import Seal
 from proxy.engine.tags import Tags
 from proxy.engine.tasks import TaskOwner
@@ -53,7 +54,8 @@ from proxy.errors import InvalidSettings, StoreError
 from proxy.events import Event, Noticed, UpstreamAsked, UpstreamUnreached
 from proxy.fitting import Fitting, asked_of, conditions_shown, ignored_proxies
 from proxy.oci.digest import Digest
-from proxy.ports import Upstream
+from proxy.oci.endpoints import BlobGet, ManifestGet, RepositoryPath
+from proxy.ports import Holding, LocalFile, Upstream
 from proxy.rules.freshness import TagPolicy
 from proxy.rules.gates.access import EVERYBODY, Access, Robot
 from proxy.rules.gates.allowlist import Rules
@@ -74,7 +76,7 @@ from proxy.telemetry.audit import Audit, TurningFile
 from proxy.telemetry.log import EventLog, LineWriter
 from proxy.telemetry.tally import Tally
 from proxy.web import freight as freight_routes
-from proxy.web import operations
+from proxy.web import operations, scrubbing
 from proxy.web import projects as project_routes
 from proxy.web.admin import Admin, Probes
 from proxy.web.callers import Callers
@@ -123,6 +125,7 @@ class Appliance:
     activity: Activity
     catalogue: Catalogue
     purge: Purge
+    scrub: Scrub
     seal: Seal
     started_at: float
     probes: web.AppRunner | None = None
@@ -313,6 +316,17 @@ class Appliance:
             activity=activity,
             catalogue=Catalogue(store.records, links, capacity, clock=clock, owner=owner),
             purge=Purge(store.records, links, tags, manifests, capacity, observe),
+            scrub=Scrub(
+                store.blobs,
+                store.records,
+                store.facts,
+                verification,
+                capacity.ledger.size_of,
+                refetching(pull),
+                clock=clock,
+                owner=owner,
+                observe=observe,
+            ),
             started_at=clock.monotonic(),
         )
         try:
@@ -321,13 +335,13 @@ class Appliance:
         except BaseException:
             await self.aclose()
             raise
-        if listens:
-            owner.spawn_background(_sweep(store, observe), "sweep what an earlier run left unfinished")
         for name, project in settings.projects.items():
             if project.quota is not None and project.quota > capacity.ledger.capacity:
                 told = f"the quota of project {name!r} is larger than the store may become, so it will never bind"
                 log.say("warning", told)
         capacity.start()
+        if listens:
+            self.scrub.start(int(settings.store.scrub_rate))
         charges.start()
         return self
 
@@ -354,14 +368,7 @@ class Appliance:
     def _admin(self, probes: Probes, token: str) -> Admin:
         """What operators ask and see. A feature with a question of its own adds its `Operation` to the list here."""
         server = self.settings.server
-        seen = operations.Seen(
-            status=self.status,
-            usage=self.charges.usage,
-            projects=lambda: {DEFAULT_PROJECT, *map(str, self.settings.projects)},
-            activity=self.activity,
-            catalogue=self.catalogue,
-            purge=self.purge,
-        )
+        seen = self._seen()
         names = [*server.admin_hosts]
         if isinstance(server.admin_listen, TcpAddress):
             names.append(server.admin_listen.host)
@@ -373,12 +380,31 @@ class Appliance:
             operations=[*operations.operations(seen)],
             also=[
                 *freight_routes.routes(self.freight),
+                *scrubbing.routes(self.scrub),
                 *project_routes.routes(self.explain.of, self.usage, self.charges.recount),
             ],
             described=operations.ELSEWHERE,
             pages=Dashboard(seen, orders, wall=self.clock.wall, token_place=place),
             version=__version__,
         )
+
+    def _seen(self) -> operations.Seen:
+        return operations.Seen(
+            status=self.status,
+            usage=self.charges.usage,
+            projects=lambda: {DEFAULT_PROJECT, *map(str, self.settings.projects)},
+            activity=self.activity,
+            catalogue=self.catalogue,
+            purge=self.purge,
+        )
+
+    async def listed(self, query: Mapping[str, Any]) -> dict[str, Any]:
+        """What GET /api/v1/images answers, for a command without a server."""
+        return await operations.answered("GET", "images", query, self._seen())
+
+    async def purged(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        """What POST /api/v1/purge answers, likewise."""
+        return await operations.answered("POST", "purge", order, self._seen())
 
     async def reload(self, wanted: Settings) -> tuple[str, ...]:
         """Take up new settings, and the files they name, all at once and for requests that come from now on.
@@ -559,17 +585,6 @@ class Appliance:
         quotas: dict[tuple[str, ...], float] = {(u.project,): u.quota for u in usage if u.quota is not None}
         self.tally.gauge("breakwater_project_bytes", "Stored bytes that a project pays for.", used, "project")
         self.tally.gauge("breakwater_project_quota_bytes", "What a project may hold.", quotas, "project")
-
-
-async def _sweep(store: DiskStore, observe: Callable[[Event], None]) -> None:
-    """Remove what a killed process was in the middle of: nobody else counts those bytes (INV-2, INV-5)."""
-    try:
-        freed = await store.blobs.sweep_ingest()
-    except StoreError as error:
-        observe(Noticed("warning", f"what an earlier run left unfinished stays where it is: {error}"))
-        return
-    if freed:
-        observe(Noticed("info", f"{freed} bytes that an earlier run left unfinished were removed"))
 
 
 class UpstreamHealth:
@@ -765,6 +780,11 @@ async def _tcp_sites(runner: web.AppRunner, address: TcpAddress) -> tuple[str, .
 
 
 def work_alone(settings: Settings, work: Callable[[Freight], Awaitable[T]]) -> T:
+    """Do a command's carrying in this process; see `work_in_store`."""
+    return work_in_store(settings, lambda appliance: work(appliance.freight))
+
+
+def work_in_store(settings: Settings, work: Callable[[Appliance], Awaitable[T]]) -> T:
     """Do a command's work in this process, with the store's lock held and nothing listening.
 
     Raises Unavailable when a server has the store, and whatever `work` raises.
@@ -778,9 +798,32 @@ def work_alone(settings: Settings, work: Callable[[Freight], Awaitable[T]]) -> T
         writer.close()
 
 
-async def _work_alone(settings: Settings, work: Callable[[Freight], Awaitable[T]], log: EventLog) -> T:
+async def _work_alone(settings: Settings, work: Callable[[Appliance], Awaitable[T]], log: EventLog) -> T:
     appliance = await Appliance.start(settings, log, listens=False)
     try:
-        return await work(appliance.freight)
+        await appliance.capacity.mapped()
+        return await work(appliance)
     finally:
         await appliance.aclose()
+
+
+def refetching(pull: Pull) -> Refetch:
+    """How the scrub has something fetched again: through the read path, as the holding's readers would."""
+
+    async def refetch(holding: Holding, digest: Digest, is_manifest: bool) -> None:
+        project = None if holding.project == DEFAULT_PROJECT else holding.project
+        path = RepositoryPath(project, holding.repository)
+        if is_manifest:
+            await pull.manifest(ManifestGet(path, digest, holding.host))
+            return
+        _, opened = await pull.blob(BlobGet(path, digest, holding.host))
+        source = opened.source
+        if isinstance(source, LocalFile):
+            source.blob.close()
+            return
+        try:
+            await source.beyond(opened.size - 1)
+        finally:
+            source.leave()
+
+    return refetch

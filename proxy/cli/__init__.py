@@ -241,3 +241,11 @@ from proxy.cli import projects  # noqa: E402 – it uses what is above
 
 for _command in projects.commands:
     cli.add_command(_command)
+
+
+# -- verify, ls, purge -------------------------------------------------------------------------------------------------
+
+from proxy.cli import keeping  # noqa: E402 – it uses what is above
+
+for _command in keeping.commands:
+    cli.add_command(_command)

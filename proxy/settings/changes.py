@@ -38,6 +38,7 @@ AT_START = frozenset(
         "store.path",
         "store.capacity",
         "store.min_free",
+        "store.scrub_rate",
         "transfers.on_last_reader_gone",
         "transfers.max_concurrent",
         "transfers.max_per_upstream",

@@ -361,6 +361,14 @@ async def look_at(seen: Seen, text: str, project: str = "") -> ImageIn:
     return ImageIn(reference=str(reference), found=[_image(each, seen.activity) for each in found])
 
 
+async def answered(method: str, path: str, asked: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
+    """What an operation answers, without a listener: for a command that has the store to itself."""
+    one = next(each for each in operations(seen) if (each.method, each.path) == (method, path))
+    answer = await one.work(one.asks.model_validate(dict(asked), strict=True))
+    document: dict[str, Any] = answer.model_dump(mode="json")
+    return document
+
+
 async def take_out(seen: Seen, asked: ToPurge) -> PurgedDocument:
     """Purge. Raises UnknownManifest when nothing is selected, whatever the reason."""
     try:
