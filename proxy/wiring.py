@@ -342,10 +342,9 @@ class Appliance:
         listen = [str(listening) for listening in self.settings.server.listen]
         await self.data.start(not_covered(listen, handed.data), handed.data)
 
-    def _admin(self, probes: Probes, token: str) -> Admin:
-        """What operators ask and see. A feature with a question of its own adds its `Operation` to the list here."""
-        server = self.settings.server
-        seen = operations.Seen(
+    def seen(self) -> operations.Seen:
+        """What operators can look at."""
+        return operations.Seen(
             status=self.status,
             usage=self.charges.usage,
             projects=lambda: {DEFAULT_PROJECT, *map(str, self.settings.projects)},
@@ -353,6 +352,11 @@ class Appliance:
             catalogue=self.catalogue,
             purge=self.purge,
         )
+
+    def _admin(self, probes: Probes, token: str) -> Admin:
+        """What operators ask and see. A feature with a question of its own adds its `Operation` to the list here."""
+        server = self.settings.server
+        seen = self.seen()
         names = [*server.admin_hosts]
         if isinstance(server.admin_listen, TcpAddress):
             names.append(server.admin_listen.host)
@@ -760,6 +764,20 @@ def work_alone(settings: Settings, work: Callable[[Freight], Awaitable[T]]) -> T
 
     Raises Unavailable when a server has the store, and whatever `work` raises.
     """
+    return _alone(settings, lambda appliance: work(appliance.freight))
+
+
+def look_alone(settings: Settings, work: Callable[[operations.Seen], Awaitable[T]]) -> T:
+    """Like `work_alone`, for what operators look at and take out. Raises alike."""
+
+    async def look(appliance: Appliance) -> T:
+        await appliance.capacity.counted()
+        return await work(appliance.seen())
+
+    return _alone(settings, look)
+
+
+def _alone(settings: Settings, work: Callable[[Appliance], Awaitable[T]]) -> T:
     writer = LineWriter(sys.stderr)
     log = EventLog(writer, SystemClock().wall, as_json=False, level="error", requests="off")
     try:
@@ -769,9 +787,9 @@ def work_alone(settings: Settings, work: Callable[[Freight], Awaitable[T]]) -> T
         writer.close()
 
 
-async def _work_alone(settings: Settings, work: Callable[[Freight], Awaitable[T]], log: EventLog) -> T:
+async def _work_alone(settings: Settings, work: Callable[[Appliance], Awaitable[T]], log: EventLog) -> T:
     appliance = await Appliance.start(settings, log, listens=False)
     try:
-        return await work(appliance.freight)
+        return await work(appliance)
     finally:
         await appliance.aclose()
