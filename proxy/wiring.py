@@ -43,6 +43,7 @@ from proxy.engine.prefetch import Prefetch
 from proxy.engine.pull import Plan, Pull
 from proxy.engine.pump import Work
 from proxy.engine.purge import Purge
+from proxy.engine.remains import Remains
 from proxy.engine.robots import Robots
 from proxy.engine.seal import Seal
 from proxy.engine.standing import Standing
@@ -52,7 +53,7 @@ from proxy.engine.verification import Verification
 from proxy.engine.walk import Scope
 from proxy.errors import BadRequest, InvalidSettings, StoreError
 from proxy.events import Event, Noticed, UpstreamAsked, UpstreamUnreached
-from proxy.fitting import Fitting, asked_of, conditions_shown
+from proxy.fitting import Fitting, asked_of, conditions_shown, ignored_proxies
 from proxy.oci.digest import Digest
 from proxy.ports import Upstream
 from proxy.rules.closure import Platforms
@@ -165,6 +166,8 @@ class Appliance:
             report=lambda sentence: log.say("warning", sentence),
             patience_s=PATIENCE_S if listens else COMMAND_PATIENCE_S,
         )
+        if (ignored := ignored_proxies(os.environ)) and listens:
+            log.say("warning", ignored)
         fitting = Fitting(clock, owner, observe)
         fitted = await asyncio.to_thread(fitting.fit, settings)
         fitting.use(fitted)
@@ -188,7 +191,10 @@ class Appliance:
             clock=clock,
             owner=owner,
             observe=observe,
+            notes=store.notes,
+            records=store.records,
         )
+        await capacity.prepare()
 
         pins = Pins(store.notes, capacity.ledger, owner, keeps_all=settings.server.sealed)
         seal = Seal(store.notes, owner)
@@ -212,10 +218,13 @@ class Appliance:
         manifests = Manifests(
             store.blobs, capacity, charges, links, verification, clock=clock, owner=owner, observe=observe
         )
+        remains = Remains(store.blobs, capacity, clock=clock, owner=owner, observe=observe)
+        remains.start()
+        capacity.on_forgotten = lambda digests: manifests.forget(*digests)
         tags = Tags(store.records, manifests, links, clock=clock, owner=owner, observe=observe)
         project_limits = ProjectLimits(clock, limits_of(settings))
         blobs = Blobs(
-            Work(store.blobs, capacity, clock, random.random, observe, charges),
+            Work(store.blobs, capacity, clock, random.random, observe, charges, remains),
             links,
             verification,
             owner=owner,
@@ -324,6 +333,8 @@ class Appliance:
         except BaseException:
             await self.aclose()
             raise
+        if listens:
+            owner.spawn_background(_sweep(store, observe), "sweep what an earlier run left unfinished")
         for name, project in settings.projects.items():
             if project.quota is not None and project.quota > capacity.ledger.capacity:
                 told = f"the quota of project {name!r} is larger than the store may become, so it will never bind"
@@ -427,7 +438,7 @@ class Appliance:
                 await runner.cleanup()
         await self.owner.aclose()
         await self.charges.aclose()
-        await self.capacity.remember()
+        await self.capacity.aclose()
         await self.fitting.aclose()
         if self.audit is not None:
             await asyncio.to_thread(self.audit.close)
@@ -566,6 +577,17 @@ class Appliance:
         quotas: dict[tuple[str, ...], float] = {(u.project,): u.quota for u in usage if u.quota is not None}
         self.tally.gauge("breakwater_project_bytes", "Stored bytes that a project pays for.", used, "project")
         self.tally.gauge("breakwater_project_quota_bytes", "What a project may hold.", quotas, "project")
+
+
+async def _sweep(store: DiskStore, observe: Callable[[Event], None]) -> None:
+    """Remove what a killed process was in the middle of: nobody else counts those bytes (INV-2, INV-5)."""
+    try:
+        freed = await store.blobs.sweep_ingest()
+    except StoreError as error:
+        observe(Noticed("warning", f"what an earlier run left unfinished stays where it is: {error}"))
+        return
+    if freed:
+        observe(Noticed("info", f"{freed} bytes that an earlier run left unfinished were removed"))
 
 
 class UpstreamHealth:

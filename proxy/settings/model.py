@@ -71,6 +71,7 @@ TagGlob = Annotated[str, BeforeValidator(values.tag_glob_of)]
 Rule = Annotated[str, BeforeValidator(values.rule_of)]
 SecretHash = Annotated[SecretStr, AfterValidator(values.secret_hash_of)]
 Instant = Annotated[float, BeforeValidator(values.instant_of)]
+Helper = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
 Some = Annotated[tuple[T, ...], BeforeValidator(_listed)]
@@ -345,7 +346,32 @@ class Credentials(Section):
     docker_config: Path | None = setting(
         None, what="A Docker config.json with an entry for this host.", why="Public images need none."
     )
-    helper: str | None = setting(None, what='A credential helper: "ecr", …', why="Public images need none.")
+    helper: Helper | None = setting(
+        None,
+        what='A cloud\'s logins: "ecr", "ecr-public", "gar" (Google), "acr" (Azure); "github" or "gitlab" for a token in '
+        '`password_file`; any other name runs `docker-credential-<name>`.',
+        why="Public images need none.",
+    )
+    region: str | None = setting(
+        None, what='With "ecr": the AWS region.', why="ECR's own host names say it, and else AWS_REGION."
+    )
+    key_file: Path | None = setting(
+        None,
+        what='With "gar": a service account\'s key in JSON.',
+        why="Machines and pods at Google have a metadata server.",
+    )
+    tenant: str | None = setting(None, what='With "acr": the tenant.', why="A workload identity knows it.")
+    client_id: str | None = setting(
+        None, what='With "acr": the application\'s (client) id.', why="A workload identity knows it."
+    )
+    secret_file: Path | None = setting(
+        None, what='With "acr": file that holds the client secret.', why="A workload identity needs none."
+    )
+    endpoint: Url | None = setting(
+        None,
+        what='With "ecr", "gar" or "acr": where to ask for logins instead of at the cloud itself.',
+        why="Only private endpoints and tests need another.",
+    )
 
 
 class Endpoint(Section):

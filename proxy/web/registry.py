@@ -28,7 +28,7 @@ from proxy.ports import Clock, LocalFile, TagPage
 from proxy.web import errors as error_table
 from proxy.web.callers import TOKEN_PATH, Callers, Shown, repository_of
 from proxy.web.ready import READY, Ready
-from proxy.web.serve import Part, Sender
+from proxy.web.serve import Part, ReadFailed, Sender, Sent, size_of
 
 T = TypeVar("T")
 
@@ -198,7 +198,12 @@ class Registry:
         if parts is None:
             _let_go(opened)
             return response
-        await self._send(request, response, opened, parts, said)
+
+        async def instead(failure: ReadFailed) -> Opened:
+            rotten = f"{asked.digest}: {failure}" if failure.is_short else ""
+            return await self._pull.blob_instead(asked, caller, rotten=rotten)
+
+        await self._send(request, response, opened, parts, said, instead)
         return response
 
     async def _tags(self, request: web.BaseRequest, asked: TagsList, caller: Caller, said: Answered) -> web.Response:
@@ -239,10 +244,22 @@ class Registry:
         opened: Opened,
         parts: Sequence[Part],
         said: Answered,
+        instead: Callable[[ReadFailed], Awaitable[Opened]],
     ) -> None:
-        """Send a body. What fails after the headers can only end it short; the connection closes behind it (INV-3)."""
+        """Send a body. Where the file cannot be read on, the rest comes from `instead`. What else fails after the
+        headers can only end it short; the connection closes behind it (INV-3)."""
         try:
-            sent = await self._sender.send(request, response, opened.source, parts)
+            try:
+                sent = await self._sender.send(request, response, opened.source, parts)
+            except ReadFailed as failure:
+                said.error = str(failure)
+                n_sent = sum(map(size_of, parts)) - sum(map(size_of, failure.rest))
+                other = await instead(failure)
+                if other.size != opened.size:
+                    _let_go(other)
+                    raise
+                sent = await self._sender.send(request, response, other.source, failure.rest)
+                sent = Sent(n_sent + sent.n_bytes, sent.ending)
         except errors.BreakwaterError as error:
             if not response.prepared:
                 raise
