@@ -164,6 +164,7 @@ def test_a_bundle_makes_a_sealed_registry(
     assert imported["n_images"] == 2
     assert imported["signed_by"].startswith("ed25519:")
     assert imported["imported_at"] >= imported["created_at"] > 0
+    assert f"signed by {imported['signed_by']}" in breakwater_command(sealed, "status").out
 
     # And on from there: the same bundle again, blob for blob.
     onward = scratch / f"onward-{next(_SEED)}.tar"
