@@ -20,7 +20,7 @@ import uvloop
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
-from proxy import __version__, admin_token
+from proxy import __version__, admin_token, image_lists
 from proxy.archives.tar import framed, members_of
 from proxy.clock import SystemClock
 from proxy.engine import changes
@@ -31,7 +31,7 @@ from proxy.engine.capacity import Capacity
 from proxy.engine.catalogue import Catalogue
 from proxy.engine.charges import Charges
 from proxy.engine.explain import Explain
-from proxy.engine.freight import Freight
+from proxy.engine.freight import Freight, Order
 from proxy.engine.limits import Limit, ProjectLimits
 from proxy.engine.links import Links
 from proxy.engine.listings import Listings
@@ -47,21 +47,25 @@ from proxy.engine.remains import Remains
 from proxy.engine.robots import Robots
 from proxy.engine.scrub import Refetch, Scrub
 from proxy.engine.seal import Seal
+from proxy.engine.standing import Standing
 from proxy.engine.tags import Tags
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.verification import Verification
-from proxy.errors import InvalidSettings, StoreError
+from proxy.engine.walk import Scope
+from proxy.errors import BadRequest, InvalidSettings, StoreError
 from proxy.events import Event, Noticed, UpstreamAsked, UpstreamUnreached
 from proxy.fitting import Fitting, asked_of, conditions_shown, ignored_proxies
 from proxy.oci.digest import Digest
 from proxy.oci.endpoints import BlobGet, ManifestGet, RepositoryPath
 from proxy.ports import Holding, LocalFile, Upstream
+from proxy.rules.closure import Platforms
 from proxy.rules.freshness import TagPolicy
 from proxy.rules.gates.access import EVERYBODY, Access, Robot
 from proxy.rules.gates.allowlist import Rules
 from proxy.rules.gates.immutability import Immutable
 from proxy.rules.globs import Glob
 from proxy.rules.ledger import Ledger
+from proxy.rules.lists import merged
 from proxy.rules.quota import Allowance
 from proxy.rules.routes import DEFAULT_PROJECT, ProjectRoute, Routes
 from proxy.rules.secret_hash import SecretHash
@@ -127,6 +131,7 @@ class Appliance:
     purge: Purge
     scrub: Scrub
     seal: Seal
+    standing: Standing
     started_at: float
     probes: web.AppRunner | None = None
     probe_addresses: tuple[str, ...] = ()
@@ -199,8 +204,7 @@ class Appliance:
         try:
             await pins.load()
             await seal.load()
-            if sealed := frozenset(str(host) for host, upstream in settings.upstreams.items() if upstream.sealed):
-                await pins.keep_all_of(store.records, sealed)
+            await pins.keep_all_of(store.records, sealed_hosts(settings))
         except StoreError as error:
             log.say("error", f"what is pinned is not known: {error}")
         capacity.pinned = pins
@@ -288,6 +292,13 @@ class Appliance:
             framed=framed,
             members_of=members_of,
         )
+        standing = Standing(
+            freight,
+            lambda: asyncio.to_thread(standing_order, settings),
+            settings.prefetch.schedule,
+            clock=clock,
+            observe=observe,
+        )
         self = cls(
             settings=settings,
             owner=owner,
@@ -313,6 +324,7 @@ class Appliance:
             pins=pins,
             freight=freight,
             seal=seal,
+            standing=standing,
             activity=activity,
             catalogue=Catalogue(store.records, links, capacity, clock=clock, owner=owner),
             purge=Purge(store.records, links, tags, manifests, capacity, observe),
@@ -343,6 +355,8 @@ class Appliance:
         if listens:
             self.scrub.start(int(settings.store.scrub_rate))
         charges.start()
+        if listens and settings.prefetch.list:
+            owner.spawn_background(self.standing.run_forever(), "the standing order")
         return self
 
     async def _listen(self, handed: Handed) -> None:
@@ -365,10 +379,21 @@ class Appliance:
         listen = [str(listening) for listening in self.settings.server.listen]
         await self.data.start(not_covered(listen, handed.data), handed.data)
 
+    def seen(self) -> operations.Seen:
+        """What operators can look at."""
+        return operations.Seen(
+            status=self.status,
+            usage=self.charges.usage,
+            projects=lambda: {DEFAULT_PROJECT, *map(str, self.settings.projects)},
+            activity=self.activity,
+            catalogue=self.catalogue,
+            purge=self.purge,
+        )
+
     def _admin(self, probes: Probes, token: str) -> Admin:
         """What operators ask and see. A feature with a question of its own adds its `Operation` to the list here."""
         server = self.settings.server
-        seen = self._seen()
+        seen = self.seen()
         names = [*server.admin_hosts]
         if isinstance(server.admin_listen, TcpAddress):
             names.append(server.admin_listen.host)
@@ -388,24 +413,6 @@ class Appliance:
             version=__version__,
         )
 
-    def _seen(self) -> operations.Seen:
-        return operations.Seen(
-            status=self.status,
-            usage=self.charges.usage,
-            projects=lambda: {DEFAULT_PROJECT, *map(str, self.settings.projects)},
-            activity=self.activity,
-            catalogue=self.catalogue,
-            purge=self.purge,
-        )
-
-    async def listed(self, query: Mapping[str, Any]) -> dict[str, Any]:
-        """What GET /api/v1/images answers, for a command without a server."""
-        return await operations.answered("GET", "images", query, self._seen())
-
-    async def purged(self, order: Mapping[str, Any]) -> dict[str, Any]:
-        """What POST /api/v1/purge answers, likewise."""
-        return await operations.answered("POST", "purge", order, self._seen())
-
     async def reload(self, wanted: Settings) -> tuple[str, ...]:
         """Take up new settings, and the files they name, all at once and for requests that come from now on.
 
@@ -417,7 +424,10 @@ class Appliance:
         # A context that took half of a pair would refuse every handshake: try on one that nobody uses.
         await asyncio.to_thread(server_tls, settings)
         plan = plan_of(settings, asked_of(fitted), self.project_limits)
+        # Before the seal holds: between the two nothing may be evicted that could not be had again.
+        await self.pins.keep_all_of(self.store.records, sealed_hosts(settings))
         # Nothing below fails or waits, so that no request sees half of it.
+        self.pins.keeps_all = settings.server.sealed
         self.settings = settings
         old, self.pull.plan = self.pull.plan, plan
         self.charges.allow(allowances_of(settings))
@@ -489,6 +499,7 @@ class Appliance:
             "uptime_s": round(now - self.started_at, 3),
             "sealed": self.settings.server.sealed,
             "seal": self.seal.as_json(),
+            "prefetch": self.standing.last,
             "pins": {"references": len(self.pins), "bytes": self.pins.n_bytes},
             "ready": word,
             "reason": reason,
@@ -776,19 +787,62 @@ async def _tcp_sites(runner: web.AppRunner, address: TcpAddress) -> tuple[str, .
     return tuple(names)
 
 
+# -- what is to be here at all times -----------------------------------------------------------------------------------
+
+
+def sealed_hosts(settings: Settings) -> frozenset[str]:
+    """The upstreams that are sealed by themselves."""
+    return frozenset(str(host) for host, upstream in settings.upstreams.items() if upstream.sealed)
+
+
+def standing_order(settings: Settings) -> Order:
+    """What the lists of `[prefetch]` say now. Reads files. Raises BadRequest for one that cannot be read, or understood
+    as a whole: half a list would look like all of it."""
+    lists = []
+    for path in settings.prefetch.list:
+        try:
+            lists.append(image_lists.read(Path(path).read_text(encoding="utf-8-sig"), path))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise BadRequest(f"cannot read {path}: {reason}") from error
+    asked = merged(lists)
+    if asked.problems:
+        raise BadRequest("; ".join(asked.problems[:5]))
+    return Order(asked.references, Scope(Platforms.parse(settings.prefetch.platforms)), pin=True)
+
+
 # -- commands without a server -----------------------------------------------------------------------------------------
 
 
 def work_alone(settings: Settings, work: Callable[[Freight], Awaitable[T]]) -> T:
-    """Do a command's carrying in this process; see `work_in_store`."""
-    return work_in_store(settings, lambda appliance: work(appliance.freight))
-
-
-def work_in_store(settings: Settings, work: Callable[[Appliance], Awaitable[T]]) -> T:
     """Do a command's work in this process, with the store's lock held and nothing listening.
 
     Raises Unavailable when a server has the store, and whatever `work` raises.
     """
+    return _alone(settings, lambda appliance: work(appliance.freight))
+
+
+def verify_alone(settings: Settings, work: Callable[[Scrub], Awaitable[T]]) -> T:
+    """Like `work_alone`, for the hashing of what is stored. Raises alike."""
+
+    async def verify(appliance: Appliance) -> T:
+        await appliance.capacity.counted()
+        return await work(appliance.scrub)
+
+    return _alone(settings, verify)
+
+
+def look_alone(settings: Settings, work: Callable[[operations.Seen], Awaitable[T]]) -> T:
+    """Like `work_alone`, for what operators look at and take out. Raises alike."""
+
+    async def look(appliance: Appliance) -> T:
+        await appliance.capacity.counted()
+        return await work(appliance.seen())
+
+    return _alone(settings, look)
+
+
+def _alone(settings: Settings, work: Callable[[Appliance], Awaitable[T]]) -> T:
     writer = LineWriter(sys.stderr)
     log = EventLog(writer, SystemClock().wall, as_json=False, level="error", requests="off")
     try:
@@ -801,7 +855,6 @@ def work_in_store(settings: Settings, work: Callable[[Appliance], Awaitable[T]])
 async def _work_alone(settings: Settings, work: Callable[[Appliance], Awaitable[T]], log: EventLog) -> T:
     appliance = await Appliance.start(settings, log, listens=False)
     try:
-        await appliance.capacity.mapped()
         return await work(appliance)
     finally:
         await appliance.aclose()

@@ -1,6 +1,6 @@
-"""Commands about what is stored: list it, take it out, hash it again.
+"""`breakwater verify`: hash again what is stored.
 
-Each speaks to the running server over its admin listener; where none runs it takes the store's lock and does it here.
+It speaks to the running server over its admin listener; where none runs it takes the store's lock and does it here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from proxy.cli import FAILED, _config, _load
 from proxy.cli.carry import _plain
 
 _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
-_project = click.option("--project", default="", metavar="NAME", help="Only in this project.")
 
 
 @click.command()
@@ -42,7 +41,7 @@ def verify(config: str | None, as_json: bool, repair: bool) -> None:
     else:
         from proxy import wiring
 
-        report = wiring.work_in_store(settings, lambda appliance: appliance.scrub.verify(step, repair=repair))
+        report = wiring.verify_alone(settings, lambda scrub: scrub.verify(step, repair=repair))
     report.pop("event", None)
     if as_json:
         click.echo(json.dumps(report, indent=2))
@@ -62,75 +61,4 @@ def verify(config: str | None, as_json: bool, repair: bool) -> None:
         raise SystemExit(FAILED)
 
 
-@click.command("ls")
-@_config
-@_json
-@_project
-@click.argument("words", nargs=-1, metavar="[WORD]...")
-def list_stored(config: str | None, as_json: bool, project: str, words: tuple[str, ...]) -> None:
-    """List what is cached: repositories, their tags, and bytes on disk.
-
-    Only those whose name and tag contain every WORD.
-    """
-    from proxy.cli import asking, talking
-
-    settings = _load(config).settings
-    query = {"search": " ".join(words), "project": project, "limit": 1000}
-    if talking.serves(settings):
-        answer = asking.ask(settings.server.admin_listen, "/api/v1/images?" + urlencode(query))
-    else:
-        from proxy import wiring
-
-        answer = wiring.work_in_store(settings, lambda appliance: appliance.listed(query))
-    if as_json:
-        click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
-        return
-    from proxy.cli.status_text import size
-
-    for image in answer["images"]:
-        tags = " ".join(tag if isinstance(tag, str) else str(tag.get("tag", tag.get("name"))) for tag in image["tags"])
-        click.echo(
-            _plain(
-                f"{image['project']}  {image['upstream']}/{image['repository']}  {size(image['cached_bytes'])}  {tags}"
-            )
-        )
-    if answer["more"]:
-        click.echo("… and more; say words that narrow it")
-
-
-@click.command()
-@_config
-@_json
-@_project
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
-@click.argument("what", metavar="REF|DIGEST|PATTERN")
-def purge(config: str | None, as_json: bool, project: str, dry_run: bool, what: str) -> None:
-    """Take something out: an image, a repository, a pattern like quay.io/**, or a digest.
-
-    What only it used goes with it. Exit code 1 when nothing here is called that.
-    """
-    from proxy.cli import talking
-
-    settings = _load(config).settings
-    order = {"what": what, "project": project, "dry_run": dry_run}
-    if talking.serves(settings):
-        answer = talking.posted(settings, "/api/v1/purge", order)
-    else:
-        from proxy import wiring
-
-        answer = wiring.work_in_store(settings, lambda appliance: appliance.purged(order))
-    if as_json:
-        click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
-        return
-    from proxy.cli.status_text import size
-
-    would = "would go" if answer["dry_run"] else "went"
-    for tag in answer["tags"]:
-        click.echo(_plain(tag))
-    click.echo(
-        f"{len(answer['tags'])} tags, {answer['manifests']} manifests and {answer['blobs']} blobs {would}, "
-        f"{size(answer['freed_bytes'])}; {answer['busy_blobs']} blobs are being read, {answer['pinned_images']} images pinned"
-    )
-
-
-commands: tuple[click.Command, ...] = (verify, list_stored, purge)
+commands: tuple[click.Command, ...] = (verify,)

@@ -93,24 +93,6 @@ def fetched(settings: Settings, path: str, body: bytes, take: Callable[[bytes], 
         connection.close()
 
 
-def posted(settings: Settings, path: str, document: Mapping[str, Any]) -> Any:
-    """The JSON that POST `path` answers. Raises Refused for an error that the server tells, NoAnswer without one."""
-    address = settings.server.admin_listen
-    connection = connection_to(address)
-    connection.timeout = PATIENCE_S
-    try:
-        connection.request("POST", path, json.dumps(document), {"Content-Type": "application/json", **_token(settings)})
-        response = connection.getresponse()
-        answer = json.loads(response.read())
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise NoAnswer(f"{address}: {str(error) or type(error).__name__}") from error
-    finally:
-        connection.close()
-    if response.status != 200:
-        raise Refused(str(answer.get("error", response.reason)))
-    return answer
-
-
 class _Sending(threading.Thread):
     """Sends the body in chunks (RFC 9112 §7.1) while the answer is read elsewhere."""
 

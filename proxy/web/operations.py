@@ -316,8 +316,7 @@ def operations(seen: Seen) -> list[Operation]:
         return Denials(denials=[_denial(refusal) for refusal in seen.activity.refusals(asked.limit)])
 
     async def images(asked: Search) -> Images:
-        found, more = await seen.catalogue.search(asked.search, project=asked.project, limit=asked.limit)
-        return Images(images=[_found(stored) for stored in found], more=more)
+        return await search(seen, asked)
 
     async def image(asked: OneImage) -> ImageIn:
         return await look_at(seen, asked.reference, asked.project)
@@ -348,6 +347,12 @@ def operations(seen: Seen) -> list[Operation]:
     ]
 
 
+async def search(seen: Seen, asked: Search) -> Images:
+    """What is cached under names that match."""
+    found, more = await seen.catalogue.search(asked.search, project=asked.project, limit=asked.limit)
+    return Images(images=[_found(stored) for stored in found], more=more)
+
+
 async def look_at(seen: Seen, text: str, project: str = "") -> ImageIn:
     """What is cached of one image. Raises UnknownManifest when nothing of it is."""
     reference = reference_or_none(text)
@@ -359,14 +364,6 @@ async def look_at(seen: Seen, text: str, project: str = "") -> ImageIn:
     if not found:
         raise UnknownManifest(f"nothing of {text[:MAX_CHARS]!r} is cached here")
     return ImageIn(reference=str(reference), found=[_image(each, seen.activity) for each in found])
-
-
-async def answered(method: str, path: str, asked: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
-    """What an operation answers, without a listener: for a command that has the store to itself."""
-    one = next(each for each in operations(seen) if (each.method, each.path) == (method, path))
-    answer = await one.work(one.asks.model_validate(dict(asked), strict=True))
-    document: dict[str, Any] = answer.model_dump(mode="json")
-    return document
 
 
 async def take_out(seen: Seen, asked: ToPurge) -> PurgedDocument:
