@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 import click
 
 from proxy.cli import _config, _load
+from proxy.errors import BadRequest
 
 if TYPE_CHECKING:
     from proxy.web.operations import Seen
@@ -83,36 +84,30 @@ def purge(config: str | None, what: str, project: str, dry_run: bool, as_json: b
     with what only it names and with what refers to it; what another image or project has stays, and what is pinned stays.
     """
     from proxy.cli import talking
+    from proxy.rules.selection import Selection
 
     settings = _load(config).settings
-    asked: dict[str, Any] = {"what": what, "project": project, "dry_run": dry_run}
+    try:
+        selected = Selection.parse(what).text
+    except BadRequest as error:
+        raise click.BadParameter(str(error), param_hint="WHAT") from error
+    asked: dict[str, Any] = {"what": selected, "project": project, "dry_run": dry_run}
     report: Mapping[str, Any] | None
     if talking.serves(settings):
         report = talking.fetched(settings, "/api/v1/purge", json.dumps(asked).encode(), lambda _: None)
     else:
-        report = _purged_alone(settings, asked)
+        from proxy import wiring
+        from proxy.web import operations
+
+        async def work(seen: Seen) -> Mapping[str, Any]:
+            return (await operations.take_out(seen, operations.ToPurge(**asked))).model_dump()
+
+        report = wiring.look_alone(settings, work)
     assert report is not None
     if as_json:
         click.echo(json.dumps(report, indent=2, ensure_ascii=False))
     else:
         _tell(report)
-
-
-def _purged_alone(settings: Any, asked: Mapping[str, Any]) -> Mapping[str, Any]:
-    from pydantic import ValidationError
-
-    from proxy import wiring
-    from proxy.web import operations
-
-    try:
-        wanted = operations.ToPurge(**asked)
-    except ValidationError as error:
-        raise click.BadParameter("expected a reference, a pattern or a digest", param_hint="WHAT") from error
-
-    async def work(seen: Seen) -> Mapping[str, Any]:
-        return (await operations.take_out(seen, wanted)).model_dump()
-
-    return wiring.look_alone(settings, work)
 
 
 def _tell(report: Mapping[str, Any]) -> None:
