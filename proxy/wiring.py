@@ -52,7 +52,7 @@ from proxy.errors import InvalidSettings, StoreError
 from proxy.events import Event, Noticed, UpstreamAsked, UpstreamUnreached
 from proxy.fitting import Fitting, asked_of, conditions_shown
 from proxy.oci.digest import Digest
-from proxy.ports import Upstream
+from proxy.ports import Clock, Upstream
 from proxy.rules.freshness import TagPolicy
 from proxy.rules.gates.access import EVERYBODY, Access, Robot
 from proxy.rules.gates.allowlist import Rules
@@ -90,6 +90,12 @@ T = TypeVar("T")
 
 #: How long a command waits for somebody else's lock on the store, in seconds: a server has it for good.
 COMMAND_PATIENCE_S = 2.0
+
+
+#: For how long after a start unfinished transfers of an earlier run are kept, in seconds, and how much of the capacity
+#: they may take. Clients that lost their download come back within minutes; a tenth is a handful of large layers.
+KEPT_S = 600.0
+KEPT_SHARE = 0.1
 
 
 @dataclass(slots=True)
@@ -211,7 +217,7 @@ class Appliance:
         tags = Tags(store.records, manifests, links, clock=clock, owner=owner, observe=observe)
         project_limits = ProjectLimits(clock, limits_of(settings))
         blobs = Blobs(
-            Work(store.blobs, capacity, clock, random.random, observe, charges),
+            Work(store.blobs, capacity, clock, random.random, observe, charges, store.blobs.resume_ingest),
             links,
             verification,
             owner=owner,
@@ -313,7 +319,7 @@ class Appliance:
             await self.aclose()
             raise
         if listens:
-            owner.spawn_background(_sweep(store, observe), "sweep what an earlier run left unfinished")
+            owner.spawn_background(_sweep(store, capacity, clock, observe), "sweep what an earlier run left unfinished")
         for name, project in settings.projects.items():
             if project.quota is not None and project.quota > capacity.ledger.capacity:
                 told = f"the quota of project {name!r} is larger than the store may become, so it will never bind"
@@ -552,15 +558,30 @@ class Appliance:
         self.tally.gauge("breakwater_project_quota_bytes", "What a project may hold.", quotas, "project")
 
 
-async def _sweep(store: DiskStore, observe: Callable[[Event], None]) -> None:
-    """Remove what a killed process was in the middle of: nobody else counts those bytes (INV-2, INV-5)."""
+async def _sweep(store: DiskStore, capacity: Capacity, clock: Clock, observe: Callable[[Event], None]) -> None:
+    """Keep what an earlier run left unfinished for whoever asks again soon, and remove the rest (INV-2).
+
+    What is kept is reserved until then, because nobody else counts those bytes (INV-5); the longest come first.
+    """
     try:
-        freed = await store.blobs.sweep_ingest()
+        names: list[str] = []
+        n_bytes = 0
+        for kept in await store.blobs.kept_ingests():
+            if n_bytes + kept.n_bytes <= capacity.ledger.capacity * KEPT_SHARE:
+                names.append(kept.name)
+                n_bytes += kept.n_bytes
+        await store.blobs.sweep_ingest(names)
+        if not names:
+            return
+        reservation = await capacity.reserve(n_bytes)
+        try:
+            observe(Noticed("info", f"{len(names)} transfers of an earlier run go on where they ended, when asked for"))
+            await clock.sleep(KEPT_S)
+            await store.blobs.sweep_ingest()
+        finally:
+            reservation.release()
     except StoreError as error:
         observe(Noticed("warning", f"what an earlier run left unfinished stays where it is: {error}"))
-        return
-    if freed:
-        observe(Noticed("info", f"{freed} bytes that an earlier run left unfinished were removed"))
 
 
 class UpstreamHealth:

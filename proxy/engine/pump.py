@@ -8,16 +8,16 @@ times without progress. When the disk cannot take the bytes they go to the reade
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from proxy.engine.capacity import Capacity, Reservation
 from proxy.engine.charges import Charges, Tab
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.transfers import RING_BYTES, Ring, Transfer
-from proxy.errors import BreakwaterError, Corrupt, Misbehaved, OverQuota, StoreError, Timeout, Unreachable
+from proxy.errors import BreakwaterError, Corrupt, Misbehaved, Overloaded, OverQuota, StoreError, Timeout, Unreachable
 from proxy.events import Event, Noticed
-from proxy.oci.digest import Verifier
+from proxy.oci.digest import Digest, Verifier
 from proxy.oci.names import Repository
 from proxy.ports import BlobBody, BlobStore, Clock, Ingest, Upstream
 from proxy.rules.backoff import MAX_RESUMES_WITHOUT_PROGRESS, resume_delay
@@ -39,6 +39,8 @@ class Work:
     chance: Callable[[], float]
     observe: Callable[[Event], None]
     charges: Charges
+    #: Goes on with what an earlier run left of a blob, where there is something; None where nothing is left behind.
+    resume: Callable[[Digest, Verifier], Awaitable[Ingest | None]] | None = None
 
 
 class Pump:
@@ -62,14 +64,19 @@ class Pump:
         self._n_gathered = 0
         self._is_complete = False
         self._is_kept = False
+        #: Its first bytes are an earlier run's: when the whole is wrong, upstream is not to blame.
+        self._is_resumed = False
+        #: Stopped from outside, so that a later run may go on.
+        self._is_interrupted = False
         self._changed = asyncio.Event()
         self._drained = asyncio.Event()
 
     async def run(self) -> None:
-        """Fetch, verify, commit. On cancellation the transfer is abandoned and nothing is kept."""
+        """Fetch, verify, commit. When we are stopped, what has arrived stays for a later run; else nothing does."""
         transfer = self._transfer
         try:
-            body = await self._open(0)
+            await self._take_up()
+            body = await self._open(self._n_taken)
             await self._begin_file(body)
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._fill(body))
@@ -80,17 +87,39 @@ class Pump:
         except BreakwaterError as failure:
             self._end(failure)
         except asyncio.CancelledError:
+            self._is_interrupted = not transfer.is_given_up
             self._end(Unreachable("the transfer was given up", upstream=transfer.source.upstream))
             raise
         finally:
             try:
                 if self._ingest is not None and not self._is_kept:
-                    await self._owner.uninterrupted(self._ingest.abort(), "abort an ingest")
+                    await self._owner.uninterrupted(self._ingest.abort(keep=self._can_go_on), "abort an ingest")
             finally:
                 if self._reservation is not None:
                     self._reservation.release()  # not before the file is gone (INV-5)
 
+    @property
+    def _can_go_on(self) -> bool:
+        """Whether a later run can ask for the rest: there is one, and nothing went past the file."""
+        is_whole = self._transfer.size is not None and self._n_taken >= self._transfer.size
+        return self._work.resume is not None and self._is_interrupted and self._transfer.ring is None and not is_whole
+
+    async def _take_up(self) -> None:
+        """Go on with what an earlier run left of this blob. Its bytes prove nothing before the whole agrees."""
+        if self._work.resume is None:
+            return
+        try:
+            ingest = await self._work.resume(self._transfer.digest, self._verifier)
+        except (StoreError, Overloaded):
+            self._verifier = Verifier(self._transfer.digest)  # it may have been fed half of it
+            return
+        if ingest is not None:
+            self._ingest, self._n_taken, self._is_resumed = ingest, ingest.n_bytes, True
+
     def _end(self, failure: BaseException) -> None:
+        if self._is_resumed and isinstance(failure, Misbehaved):
+            what = f"what an earlier run left of {self._transfer.digest} does not fit what upstream sends; ask again"
+            failure = Unreachable(what, upstream=self._transfer.source.upstream)
         if isinstance(failure, BreakwaterError):
             self._transfer.fail(failure)
             return
@@ -186,10 +215,18 @@ class Pump:
         try:
             await self._tab.secure(size)
             self._reservation = await self._work.capacity.reserve(size)
-            self._ingest = await self._work.blobs.ingest(transfer.digest, self._verifier)
+            if self._ingest is None:
+                self._ingest = await self._work.blobs.ingest(transfer.digest, self._verifier)
             transfer.file = self._ingest
+            transfer.in_file = transfer.received = self._ingest.n_bytes
             transfer.changed.ring()
         except BaseException as error:
+            if isinstance(error, StoreError) and self._is_resumed:
+                # Its bytes are on the disk already, and those who ask again get them past it.
+                await body.close()
+                raise Overloaded(
+                    f"{transfer.digest}: no room to go on where an earlier run ended; ask again"
+                ) from error
             if isinstance(error, StoreError):
                 self._go_without_file(error)
                 return
