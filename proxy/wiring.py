@@ -20,7 +20,7 @@ import uvloop
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
-from proxy import __version__, admin_token
+from proxy import __version__, admin_token, image_lists
 from proxy.archives.tar import framed, members_of
 from proxy.clock import SystemClock
 from proxy.engine import changes
@@ -31,7 +31,7 @@ from proxy.engine.capacity import Capacity
 from proxy.engine.catalogue import Catalogue
 from proxy.engine.charges import Charges
 from proxy.engine.explain import Explain
-from proxy.engine.freight import Freight
+from proxy.engine.freight import Freight, Order
 from proxy.engine.limits import Limit, ProjectLimits
 from proxy.engine.links import Links
 from proxy.engine.listings import Listings
@@ -43,22 +43,27 @@ from proxy.engine.prefetch import Prefetch
 from proxy.engine.pull import Plan, Pull
 from proxy.engine.pump import Work
 from proxy.engine.purge import Purge
+from proxy.engine.remains import Remains
 from proxy.engine.robots import Robots
 from proxy.engine.seal import Seal
+from proxy.engine.standing import Standing
 from proxy.engine.tags import Tags
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.verification import Verification
-from proxy.errors import InvalidSettings, StoreError
+from proxy.engine.walk import Scope
+from proxy.errors import BadRequest, InvalidSettings, StoreError
 from proxy.events import Event, Noticed, UpstreamAsked, UpstreamUnreached
-from proxy.fitting import Fitting, asked_of, conditions_shown
+from proxy.fitting import Fitting, asked_of, conditions_shown, ignored_proxies
 from proxy.oci.digest import Digest
-from proxy.ports import Clock, Upstream
+from proxy.ports import Upstream
+from proxy.rules.closure import Platforms
 from proxy.rules.freshness import TagPolicy
 from proxy.rules.gates.access import EVERYBODY, Access, Robot
 from proxy.rules.gates.allowlist import Rules
 from proxy.rules.gates.immutability import Immutable
 from proxy.rules.globs import Glob
 from proxy.rules.ledger import Ledger
+from proxy.rules.lists import merged
 from proxy.rules.quota import Allowance
 from proxy.rules.routes import DEFAULT_PROJECT, ProjectRoute, Routes
 from proxy.rules.secret_hash import SecretHash
@@ -92,12 +97,6 @@ T = TypeVar("T")
 COMMAND_PATIENCE_S = 2.0
 
 
-#: For how long after a start unfinished transfers of an earlier run are kept, in seconds, and how much of the capacity
-#: they may take. Clients that lost their download come back within minutes; a tenth is a handful of large layers.
-KEPT_S = 600.0
-KEPT_SHARE = 0.1
-
-
 @dataclass(slots=True)
 class Appliance:
     """The running parts."""
@@ -129,6 +128,7 @@ class Appliance:
     catalogue: Catalogue
     purge: Purge
     seal: Seal
+    standing: Standing
     started_at: float
     probes: web.AppRunner | None = None
     probe_addresses: tuple[str, ...] = ()
@@ -166,6 +166,8 @@ class Appliance:
             report=lambda sentence: log.say("warning", sentence),
             patience_s=PATIENCE_S if listens else COMMAND_PATIENCE_S,
         )
+        if (ignored := ignored_proxies(os.environ)) and listens:
+            log.say("warning", ignored)
         fitting = Fitting(clock, owner, observe)
         fitted = await asyncio.to_thread(fitting.fit, settings)
         fitting.use(fitted)
@@ -189,15 +191,17 @@ class Appliance:
             clock=clock,
             owner=owner,
             observe=observe,
+            notes=store.notes,
+            records=store.records,
         )
+        await capacity.prepare()
 
         pins = Pins(store.notes, capacity.ledger, owner, keeps_all=settings.server.sealed)
         seal = Seal(store.notes, owner)
         try:
             await pins.load()
             await seal.load()
-            if sealed := frozenset(str(host) for host, upstream in settings.upstreams.items() if upstream.sealed):
-                await pins.keep_all_of(store.records, sealed)
+            await pins.keep_all_of(store.records, sealed_hosts(settings))
         except StoreError as error:
             log.say("error", f"what is pinned is not known: {error}")
         capacity.pinned = pins
@@ -214,10 +218,13 @@ class Appliance:
         manifests = Manifests(
             store.blobs, capacity, charges, links, verification, clock=clock, owner=owner, observe=observe
         )
+        remains = Remains(store.blobs, capacity, clock=clock, owner=owner, observe=observe)
+        remains.start()
+        capacity.on_forgotten = lambda digests: manifests.forget(*digests)
         tags = Tags(store.records, manifests, links, clock=clock, owner=owner, observe=observe)
         project_limits = ProjectLimits(clock, limits_of(settings))
         blobs = Blobs(
-            Work(store.blobs, capacity, clock, random.random, observe, charges, store.blobs.resume_ingest),
+            Work(store.blobs, capacity, clock, random.random, observe, charges, remains),
             links,
             verification,
             owner=owner,
@@ -282,6 +289,13 @@ class Appliance:
             framed=framed,
             members_of=members_of,
         )
+        standing = Standing(
+            freight,
+            lambda: asyncio.to_thread(standing_order, settings),
+            settings.prefetch.schedule,
+            clock=clock,
+            observe=observe,
+        )
         self = cls(
             settings=settings,
             owner=owner,
@@ -307,6 +321,7 @@ class Appliance:
             pins=pins,
             freight=freight,
             seal=seal,
+            standing=standing,
             activity=activity,
             catalogue=Catalogue(store.records, links, capacity, clock=clock, owner=owner),
             purge=Purge(store.records, links, tags, manifests, capacity, observe),
@@ -318,14 +333,14 @@ class Appliance:
         except BaseException:
             await self.aclose()
             raise
-        if listens:
-            owner.spawn_background(_sweep(store, capacity, clock, observe), "sweep what an earlier run left unfinished")
         for name, project in settings.projects.items():
             if project.quota is not None and project.quota > capacity.ledger.capacity:
                 told = f"the quota of project {name!r} is larger than the store may become, so it will never bind"
                 log.say("warning", told)
         capacity.start()
         charges.start()
+        if listens and settings.prefetch.list:
+            owner.spawn_background(self.standing.run_forever(), "the standing order")
         return self
 
     async def _listen(self, handed: Handed) -> None:
@@ -348,10 +363,9 @@ class Appliance:
         listen = [str(listening) for listening in self.settings.server.listen]
         await self.data.start(not_covered(listen, handed.data), handed.data)
 
-    def _admin(self, probes: Probes, token: str) -> Admin:
-        """What operators ask and see. A feature with a question of its own adds its `Operation` to the list here."""
-        server = self.settings.server
-        seen = operations.Seen(
+    def seen(self) -> operations.Seen:
+        """What operators can look at."""
+        return operations.Seen(
             status=self.status,
             usage=self.charges.usage,
             projects=lambda: {DEFAULT_PROJECT, *map(str, self.settings.projects)},
@@ -359,6 +373,11 @@ class Appliance:
             catalogue=self.catalogue,
             purge=self.purge,
         )
+
+    def _admin(self, probes: Probes, token: str) -> Admin:
+        """What operators ask and see. A feature with a question of its own adds its `Operation` to the list here."""
+        server = self.settings.server
+        seen = self.seen()
         names = [*server.admin_hosts]
         if isinstance(server.admin_listen, TcpAddress):
             names.append(server.admin_listen.host)
@@ -388,7 +407,10 @@ class Appliance:
         # A context that took half of a pair would refuse every handshake: try on one that nobody uses.
         await asyncio.to_thread(server_tls, settings)
         plan = plan_of(settings, asked_of(fitted), self.project_limits)
+        # Before the seal holds: between the two nothing may be evicted that could not be had again.
+        await self.pins.keep_all_of(self.store.records, sealed_hosts(settings))
         # Nothing below fails or waits, so that no request sees half of it.
+        self.pins.keeps_all = settings.server.sealed
         self.settings = settings
         old, self.pull.plan = self.pull.plan, plan
         self.charges.allow(allowances_of(settings))
@@ -418,7 +440,7 @@ class Appliance:
                 await runner.cleanup()
         await self.owner.aclose()
         await self.charges.aclose()
-        await self.capacity.remember()
+        await self.capacity.aclose()
         await self.fitting.aclose()
         if self.audit is not None:
             await asyncio.to_thread(self.audit.close)
@@ -460,6 +482,7 @@ class Appliance:
             "uptime_s": round(now - self.started_at, 3),
             "sealed": self.settings.server.sealed,
             "seal": self.seal.as_json(),
+            "prefetch": self.standing.last,
             "pins": {"references": len(self.pins), "bytes": self.pins.n_bytes},
             "ready": word,
             "reason": reason,
@@ -556,32 +579,6 @@ class Appliance:
         quotas: dict[tuple[str, ...], float] = {(u.project,): u.quota for u in usage if u.quota is not None}
         self.tally.gauge("breakwater_project_bytes", "Stored bytes that a project pays for.", used, "project")
         self.tally.gauge("breakwater_project_quota_bytes", "What a project may hold.", quotas, "project")
-
-
-async def _sweep(store: DiskStore, capacity: Capacity, clock: Clock, observe: Callable[[Event], None]) -> None:
-    """Keep what an earlier run left unfinished for whoever asks again soon, and remove the rest (INV-2).
-
-    What is kept is reserved until then, because nobody else counts those bytes (INV-5); the longest come first.
-    """
-    try:
-        names: list[str] = []
-        n_bytes = 0
-        for kept in await store.blobs.kept_ingests():
-            if n_bytes + kept.n_bytes <= capacity.ledger.capacity * KEPT_SHARE:
-                names.append(kept.name)
-                n_bytes += kept.n_bytes
-        await store.blobs.sweep_ingest(names)
-        if not names:
-            return
-        reservation = await capacity.reserve(n_bytes)
-        try:
-            observe(Noticed("info", f"{len(names)} transfers of an earlier run go on where they ended, when asked for"))
-            await clock.sleep(KEPT_S)
-            await store.blobs.sweep_ingest()
-        finally:
-            reservation.release()
-    except StoreError as error:
-        observe(Noticed("warning", f"what an earlier run left unfinished stays where it is: {error}"))
 
 
 class UpstreamHealth:
@@ -773,6 +770,30 @@ async def _tcp_sites(runner: web.AppRunner, address: TcpAddress) -> tuple[str, .
     return tuple(names)
 
 
+# -- what is to be here at all times -----------------------------------------------------------------------------------
+
+
+def sealed_hosts(settings: Settings) -> frozenset[str]:
+    """The upstreams that are sealed by themselves."""
+    return frozenset(str(host) for host, upstream in settings.upstreams.items() if upstream.sealed)
+
+
+def standing_order(settings: Settings) -> Order:
+    """What the lists of `[prefetch]` say now. Reads files. Raises BadRequest for one that cannot be read, or understood
+    as a whole: half a list would look like all of it."""
+    lists = []
+    for path in settings.prefetch.list:
+        try:
+            lists.append(image_lists.read(Path(path).read_text(encoding="utf-8-sig"), path))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise BadRequest(f"cannot read {path}: {reason}") from error
+    asked = merged(lists)
+    if asked.problems:
+        raise BadRequest("; ".join(asked.problems[:5]))
+    return Order(asked.references, Scope(Platforms.parse(settings.prefetch.platforms)), pin=True)
+
+
 # -- commands without a server -----------------------------------------------------------------------------------------
 
 
@@ -781,6 +802,20 @@ def work_alone(settings: Settings, work: Callable[[Freight], Awaitable[T]]) -> T
 
     Raises Unavailable when a server has the store, and whatever `work` raises.
     """
+    return _alone(settings, lambda appliance: work(appliance.freight))
+
+
+def look_alone(settings: Settings, work: Callable[[operations.Seen], Awaitable[T]]) -> T:
+    """Like `work_alone`, for what operators look at and take out. Raises alike."""
+
+    async def look(appliance: Appliance) -> T:
+        await appliance.capacity.counted()
+        return await work(appliance.seen())
+
+    return _alone(settings, look)
+
+
+def _alone(settings: Settings, work: Callable[[Appliance], Awaitable[T]]) -> T:
     writer = LineWriter(sys.stderr)
     log = EventLog(writer, SystemClock().wall, as_json=False, level="error", requests="off")
     try:
@@ -790,9 +825,9 @@ def work_alone(settings: Settings, work: Callable[[Freight], Awaitable[T]]) -> T
         writer.close()
 
 
-async def _work_alone(settings: Settings, work: Callable[[Freight], Awaitable[T]], log: EventLog) -> T:
+async def _work_alone(settings: Settings, work: Callable[[Appliance], Awaitable[T]], log: EventLog) -> T:
     appliance = await Appliance.start(settings, log, listens=False)
     try:
-        return await work(appliance.freight)
+        return await work(appliance)
     finally:
         await appliance.aclose()

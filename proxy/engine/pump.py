@@ -8,16 +8,17 @@ times without progress. When the disk cannot take the bytes they go to the reade
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from proxy.engine.capacity import Capacity, Reservation
+from proxy.engine.capacity import Capacity, Reservation, TooLarge
 from proxy.engine.charges import Charges, Tab
+from proxy.engine.remains import Remains
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.transfers import RING_BYTES, Ring, Transfer
-from proxy.errors import BreakwaterError, Corrupt, Misbehaved, Overloaded, OverQuota, StoreError, Timeout, Unreachable
+from proxy.errors import BreakwaterError, Corrupt, Misbehaved, OverQuota, StoreError, Timeout, Unreachable
 from proxy.events import Event, Noticed
-from proxy.oci.digest import Digest, Verifier
+from proxy.oci.digest import Verifier
 from proxy.oci.names import Repository
 from proxy.ports import BlobBody, BlobStore, Clock, Ingest, Upstream
 from proxy.rules.backoff import MAX_RESUMES_WITHOUT_PROGRESS, resume_delay
@@ -39,8 +40,7 @@ class Work:
     chance: Callable[[], float]
     observe: Callable[[Event], None]
     charges: Charges
-    #: Goes on with what an earlier run left of a blob, where there is something; None where nothing is left behind.
-    resume: Callable[[Digest, Verifier], Awaitable[Ingest | None]] | None = None
+    remains: Remains | None = None
 
 
 class Pump:
@@ -60,22 +60,20 @@ class Pump:
         self._reservation: Reservation | None = None
         #: Bytes taken from upstream; the verifier's own count moves in a worker thread and lags behind.
         self._n_taken = 0
+        #: How many of them were left by an earlier transfer.
+        self._n_resumed = 0
         self._gathered: list[bytes] = []
         self._n_gathered = 0
         self._is_complete = False
         self._is_kept = False
-        #: Its first bytes are an earlier run's: when the whole is wrong, upstream is not to blame.
-        self._is_resumed = False
-        #: Stopped from outside, so that a later run may go on.
-        self._is_interrupted = False
         self._changed = asyncio.Event()
         self._drained = asyncio.Event()
 
     async def run(self) -> None:
-        """Fetch, verify, commit. When we are stopped, what has arrived stays for a later run; else nothing does."""
+        """Fetch, verify, commit. On cancellation the transfer is abandoned and nothing is kept."""
         transfer = self._transfer
         try:
-            await self._take_up()
+            await self._resume()
             body = await self._open(self._n_taken)
             await self._begin_file(body)
             async with asyncio.TaskGroup() as both:
@@ -87,39 +85,42 @@ class Pump:
         except BreakwaterError as failure:
             self._end(failure)
         except asyncio.CancelledError:
-            self._is_interrupted = not transfer.is_given_up
             self._end(Unreachable("the transfer was given up", upstream=transfer.source.upstream))
             raise
         finally:
             try:
                 if self._ingest is not None and not self._is_kept:
-                    await self._owner.uninterrupted(self._ingest.abort(keep=self._can_go_on), "abort an ingest")
+                    await self._owner.uninterrupted(self._leave(self._ingest), "abort an ingest")
             finally:
                 if self._reservation is not None:
                     self._reservation.release()  # not before the file is gone (INV-5)
 
-    @property
-    def _can_go_on(self) -> bool:
-        """Whether a later run can ask for the rest: there is one, and nothing went past the file."""
-        is_whole = self._transfer.size is not None and self._n_taken >= self._transfer.size
-        return self._work.resume is not None and self._is_interrupted and self._transfer.ring is None and not is_whole
+    async def _resume(self) -> None:
+        """Go on where an earlier transfer of the same digest ended, if one left enough."""
+        transfer, remains = self._transfer, self._work.remains
+        if remains is None:
+            return
+        found = await remains.resume(transfer.digest, self._verifier, transfer.size)
+        if found is None:
+            self._verifier = Verifier(transfer.digest)
+            return
+        self._ingest, self._reservation = found
+        self._n_taken = self._n_resumed = self._ingest.n_bytes
+        self._reservation.wrote(self._n_taken)
+        transfer.file = self._ingest
 
-    async def _take_up(self) -> None:
-        """Go on with what an earlier run left of this blob. Its bytes prove nothing before the whole agrees."""
-        if self._work.resume is None:
+    async def _leave(self, ingest: Ingest) -> None:
+        """Nothing gets a name: the file goes, or stays for the next transfer where nothing is wrong with it."""
+        remains, reservation = self._work.remains, self._reservation
+        is_sound = self._transfer.ring is None and isinstance(self._transfer.failure, Unreachable | Timeout)
+        if remains is None or reservation is None or not is_sound or not remains.is_worth(ingest.n_bytes):
+            await ingest.abort()
             return
-        try:
-            ingest = await self._work.resume(self._transfer.digest, self._verifier)
-        except (StoreError, Overloaded):
-            self._verifier = Verifier(self._transfer.digest)  # it may have been fed half of it
-            return
-        if ingest is not None:
-            self._ingest, self._n_taken, self._is_resumed = ingest, ingest.n_bytes, True
+        await ingest.abort(keep=True)
+        self._reservation = None
+        remains.keep(self._transfer.digest, ingest.n_bytes, reservation)
 
     def _end(self, failure: BaseException) -> None:
-        if self._is_resumed and isinstance(failure, Misbehaved):
-            what = f"what an earlier run left of {self._transfer.digest} does not fit what upstream sends; ask again"
-            failure = Unreachable(what, upstream=self._transfer.source.upstream)
         if isinstance(failure, BreakwaterError):
             self._transfer.fail(failure)
             return
@@ -214,19 +215,15 @@ class Pump:
         size = transfer.size if transfer.is_size_confirmed else None
         try:
             await self._tab.secure(size)
-            self._reservation = await self._work.capacity.reserve(size)
-            if self._ingest is None:
-                self._ingest = await self._work.blobs.ingest(transfer.digest, self._verifier)
+            if self._ingest is not None:
+                transfer.in_file = transfer.received = self._ingest.n_bytes
+                transfer.changed.ring()
+                return
+            self._reservation = await self._work.capacity.reserve(size, transfer.digest)
+            self._ingest = await self._work.blobs.ingest(transfer.digest, self._verifier)
             transfer.file = self._ingest
-            transfer.in_file = transfer.received = self._ingest.n_bytes
             transfer.changed.ring()
         except BaseException as error:
-            if isinstance(error, StoreError) and self._is_resumed:
-                # Its bytes are on the disk already, and those who ask again get them past it.
-                await body.close()
-                raise Overloaded(
-                    f"{transfer.digest}: no room to go on where an earlier run ended; ask again"
-                ) from error
             if isinstance(error, StoreError):
                 self._go_without_file(error)
                 return
@@ -254,6 +251,7 @@ class Pump:
             try:
                 await self._reservation.cover(self._verifier.n_bytes + len(piece))
                 await self._owner.uninterrupted(self._ingest.write(piece), "write a piece")
+                self._reservation.wrote(self._ingest.n_bytes)
                 transfer.in_file = self._ingest.n_bytes
                 transfer.received = self._ingest.n_bytes
             except StoreError as error:
@@ -275,6 +273,9 @@ class Pump:
         self._tab.give_up()
         if isinstance(error, OverQuota):
             return  # one project's business, and said when its quota was spent
+        if isinstance(error, TooLarge):
+            self._work.observe(Noticed("warning", f"{transfer.digest} is passed through and not kept: {error}"))
+            return  # the store is well
         capacity = self._work.capacity
         capacity.degraded = str(error)
         self._work.observe(Noticed("warning", f"{transfer.digest} is passed through and not kept: {error}"))
@@ -303,6 +304,8 @@ class Pump:
         transfer = self._transfer
         transfer.goes(State.VERIFYING)
         if not self._verifier.agrees():
+            if self._n_resumed:
+                raise Corrupt(f"{transfer.digest} does not hash to its digest with what was left of it; it starts over")
             raise self._lie("does not hash to its digest")
         if not transfer.is_size_confirmed:
             transfer.confirm_size(self._verifier.n_bytes)

@@ -245,7 +245,7 @@ def test_a_second_sigterm_hurries(scratch: Path, origin: Origin) -> None:
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
 def test_a_transfer_goes_on_where_an_earlier_run_was_ended(scratch: Path, origin: Origin, end: signal.Signals) -> None:
     """What had arrived is not fetched again: the next run asks upstream for the rest alone, and the whole is right."""
-    content = _blob(6 * MIB)
+    content = _blob(20 * MIB)  # less than 16 MiB would not be worth it
     digest = origin.push_blob("library/held", content)
     settings = upstreams_at("")
     settings["server"]["shutdown_grace"] = "0s"
@@ -256,7 +256,7 @@ def test_a_transfer_goes_on_where_an_earlier_run_was_ended(scratch: Path, origin
             visits = [Visit(_path(digest))]
             reader = threading.Thread(target=visit_all, args=(breakwater.port, visits))
             reader.start()
-            eventually(lambda: visits[0].n_bytes > 4 * MIB, "most of it is here")
+            eventually(lambda: visits[0].n_bytes > 18 * MIB, "most of it is here")
             breakwater.signal(end)
             breakwater.wait()
             reader.join()
