@@ -10,6 +10,7 @@ are tuples, source hosts are `SourceHost`. Nothing is mutable. Checks that need 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
@@ -270,6 +271,40 @@ class Transfers(Section):
         unit="seconds",
         what="The time over which `reader_min_rate` is measured.",
         why="A node that swaps while it unpacks pauses for tens of seconds and deserves its layer.",
+    )
+
+
+# -- [prefetch] --------------------------------------------------------------------------------------------------------
+
+
+def _platforms_of(value: Any) -> str:
+    if not isinstance(value, str) or not _PLATFORMS.fullmatch(value):
+        raise ValueError(f'{value!r} is not a list of platforms: expected "linux/amd64,linux/arm64", or "all"')
+    return value
+
+
+_PLATFORMS = re.compile(r"all|[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9]+)?(?:,[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9]+)?)*")
+
+
+class Prefetch(Section):
+    """Images that are to be here at all times."""
+
+    list: Annotated[tuple[Path, ...], BeforeValidator(_listed)] = setting(
+        [],
+        what="Files with image lists or Kubernetes manifests, as `breakwater prefetch -f` takes them; read anew for each "
+        "run. What they list is fetched and never evicted.",
+        why="Nothing is fetched that nobody asked for.",
+    )
+    schedule: Duration = setting(
+        "24h",
+        unit="seconds",
+        what="How often the lists are read and what has moved or is missing is fetched; the first time at the start.",
+        why="Releases come by the day. A run that left something missing is repeated after a quarter of an hour.",
+    )
+    platforms: Annotated[str, BeforeValidator(_platforms_of)] = setting(
+        "all",
+        what='Platforms to fetch: "linux/amd64,linux/arm64", or "all".',
+        why="A list says nothing about the nodes that will pull.",
     )
 
 
@@ -539,6 +574,7 @@ class Settings(Section):
     server: Server = setting({}, what="", why="")
     store: Store = setting(what="", why="")
     transfers: Transfers = setting({}, what="", why="")
+    prefetch: Prefetch = setting({}, what="", why="")
     log: Log = setting({}, what="", why="")
     upstreams: Table[Host, Upstream] = setting({}, what="", why="")
     projects: Table[ProjectName, Project] = setting({}, what="", why="")

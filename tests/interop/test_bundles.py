@@ -164,6 +164,7 @@ def test_a_bundle_makes_a_sealed_registry(
     assert imported["n_images"] == 2
     assert imported["signed_by"].startswith("ed25519:")
     assert imported["imported_at"] >= imported["created_at"] > 0
+    assert f"signed by {imported['signed_by']}" in breakwater_command(sealed, "status").out
 
     # And on from there: the same bundle again, blob for blob.
     onward = scratch / f"onward-{next(_SEED)}.tar"
@@ -459,14 +460,15 @@ def test_an_import_has_little_in_memory(scratch: Path, n_mib: int) -> None:
     far.settings_path.write_text(far.settings_path.read_text().replace('"8GiB"', f'"{n_mib + 64}MiB"'))
     command = [sys.executable, "-m", "proxy", "import", "--config", str(far.settings_path), str(path)]
     began = time.monotonic()
-    child, peak_kib = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), 0
+    with (scratch / "large.log").open("w") as log:
+        child, peak_kib = subprocess.Popen(command, stdout=log, stderr=log), 0
     while child.poll() is None:
         # Not ru_maxrss: that counts what this process had before it became the other.
         found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{child.pid}/status").read_text())
         peak_kib = max(peak_kib, int(found[1]) if found else 0)
         time.sleep(0.02)
     took_s = time.monotonic() - began
-    assert child.returncode == 0
+    assert child.returncode == 0, (scratch / "large.log").read_text()
     print(f"import of {n_mib} MiB: {n_mib / took_s:.0f} MiB/s, {peak_kib / 1024:.0f} MiB in memory at most")
     assert 0 < peak_kib < 256 * 1024
     with Containerd(scratch / f"containerd-{next(_SEED)}", "127.0.0.1:9") as containerd:
