@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
+from math import inf
 from typing import TypeVar
 
 from aiohttp import web
@@ -36,7 +37,7 @@ T = TypeVar("T")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 #: Headers that make an answer one caller's or one request's: it is not kept for others.
-_SPEAKS_FOR_ONE = ("Authorization", "X-Request-Id", "If-None-Match")
+_SPEAKS_FOR_ONE = ("X-Request-Id", "If-None-Match")
 
 _COMMON = error_table.COMMON
 
@@ -160,12 +161,18 @@ class Registry:
         if ranges.etag_matches(request.headers.get("If-None-Match"), etag):
             return web.Response(status=304, headers=headers)
         response = self._document(request, headers, held.body, said)
-        if not any(name in request.headers for name in _SPEAKS_FOR_ONE):
-            again = self._pull.vouch(asked, pulled)
+        if shown.may_be_kept and not any(name in request.headers for name in _SPEAKS_FOR_ONE):
+            again = self._while_known(shown, self._pull.vouch(asked, pulled))
             if again is not None:
                 body = held.body if request.method == "GET" else b""
                 request[READY] = Ready(said, body, again, has_age=pulled.age_s is not None)
         return response
+
+    def _while_known(self, shown: Shown, again: Callable[[], float | None] | None) -> Callable[[], float | None] | None:
+        """`again`, for as long as what the request showed is good; new settings end it in any case."""
+        if again is None or shown.good_until == inf:
+            return again
+        return lambda: again() if self._clock.monotonic() < shown.good_until else None
 
     async def _blob(
         self, request: web.BaseRequest, asked: BlobGet, caller: Caller, said: Answered
