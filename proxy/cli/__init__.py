@@ -246,3 +246,11 @@ from proxy.cli import projects  # noqa: E402 – it uses what is above
 
 for _command in projects.commands:
     cli.add_command(_command)
+
+
+# -- verify ------------------------------------------------------------------------------------------------------------
+
+from proxy.cli import keeping  # noqa: E402 – it uses what is above
+
+for _command in keeping.commands:
+    cli.add_command(_command)
