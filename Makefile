@@ -8,13 +8,14 @@
 #   make interop        real clients and a real registry only
 #   make soak           the long forms: ten thousand connections and aborts, bodies over 4 GiB
 #   make bench          beside nginx and other registries: a table of ratios; ARGS="--quick --rounds 1" for a look
+#   make wheelhouse     everything that installing Breakwater takes, as wheels, for a machine without a network
 #   make clean          forget .venv and what tools left behind
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test check quick interop soak bench clean packages
+.PHONY: help serve test check quick interop soak bench clean packages wheelhouse
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -55,6 +56,11 @@ soak: packages $(VENV)/.dev
 bench: $(VENV)/.bench
 	@bash .ci/packages bench || echo "Going on with what is here." >&2
 	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m bench $(ARGS)
+
+WHEELHOUSE ?= wheelhouse
+wheelhouse: $(BIN)/python
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir $(WHEELHOUSE) ".[zstd]"
+	@echo "On the other side: python3 -m pip install --no-index --find-links $(notdir $(WHEELHOUSE)) 'breakwater[zstd]'"
 
 packages:
 	@bash .ci/packages

@@ -303,7 +303,7 @@ class Appliance:
             seal=seal,
             activity=activity,
             catalogue=Catalogue(store.records, links, capacity, clock=clock, owner=owner),
-            purge=Purge(store.records, links, tags, manifests, capacity),
+            purge=Purge(store.records, links, tags, manifests, capacity, observe),
             started_at=clock.monotonic(),
         )
         try:
@@ -312,6 +312,10 @@ class Appliance:
         except BaseException:
             await self.aclose()
             raise
+        for name, project in settings.projects.items():
+            if project.quota is not None and project.quota > capacity.ledger.capacity:
+                told = f"the quota of project {name!r} is larger than the store may become, so it will never bind"
+                log.say("warning", told)
         capacity.start()
         charges.start()
         return self

@@ -33,11 +33,11 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def ask(address: Address, path: str, *, method: str = "GET") -> Any:
-    """The JSON that `path` answers. Raises NoAnswer with a sentence that names the address."""
+def ask(address: Address, path: str) -> Any:
+    """The JSON that GET `path` answers. Raises NoAnswer with a sentence that names the address."""
     connection = connection_to(address)
     try:
-        connection.request(method, path, headers={"Accept": "application/json"})
+        connection.request("GET", path, headers={"Accept": "application/json"})
         response = connection.getresponse()
         body = response.read()
     except (OSError, http.client.HTTPException) as error:

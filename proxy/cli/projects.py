@@ -158,8 +158,7 @@ def du(config: str | None, admin_listen: str | None, as_json: bool, recount: boo
     A project pays the full size of every stored blob that was requested through it; bytes that several pay for are on
     disk once.
     """
-    path = "/api/v1/recount" if recount else "/api/v1/usage"
-    answer = _asked(config, admin_listen, path, method="POST" if recount else "GET")
+    answer = _recounted(config, admin_listen) if recount else _asked(config, admin_listen, "/api/v1/usage")
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
@@ -197,14 +196,25 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes} B"
 
 
-def _asked(config: str | None, admin_listen: str | None, path: str, *, method: str = "GET") -> Any:
+def _recounted(config: str | None, admin_listen: str | None) -> Any:
+    """A recount changes something, so it takes the admin token, which lies where the settings say."""
+    from proxy.cli import talking
+
+    if admin_listen is not None:
+        raise click.UsageError(
+            "--recount needs the admin token, and that is found by the settings: leave --admin-listen"
+        )
+    return talking.fetched(_load(config).settings, "/api/v1/recount", b"{}", lambda _: None)
+
+
+def _asked(config: str | None, admin_listen: str | None, path: str) -> Any:
     from proxy.cli import asking
     from proxy.settings.values import address_of
 
     if admin_listen is None:
-        return asking.ask(_load(config).settings.server.admin_listen, path, method=method)
+        return asking.ask(_load(config).settings.server.admin_listen, path)
     try:
-        return asking.ask(address_of(admin_listen), path, method=method)
+        return asking.ask(address_of(admin_listen), path)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--admin-listen") from error
 

@@ -14,16 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from proxy import admin_token
-from proxy.cli.asking import NoAnswer, ask, connection_to
-from proxy.errors import BreakwaterError
+from proxy.cli.asking import NoAnswer, Refused, ask, connection_to
 from proxy.settings import Settings
 
 #: Seconds without a line before a server counts as gone: one blob of any size may pass between two lines.
 PATIENCE_S = 900.0
-
-
-class Refused(BreakwaterError):
-    """The server did not do it, and said why."""
 
 
 def serves(settings: Settings) -> bool:

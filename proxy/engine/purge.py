@@ -7,13 +7,14 @@ eviction. Pinned images stay whole. What is being read stays on disk until evict
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from proxy.engine.capacity import Capacity
 from proxy.engine.links import Links
 from proxy.engine.manifests import Manifests
 from proxy.engine.tags import Tags
+from proxy.events import Changed, Event
 from proxy.oci.digest import Digest
 from proxy.oci.names import Tag
 from proxy.ports import Holding, LinkRecord, Records, TagRecord
@@ -58,12 +59,22 @@ class _Chosen:
 class Purge:
     """Purges one thing at a time. True for this process."""
 
-    def __init__(self, records: Records, links: Links, tags: Tags, manifests: Manifests, capacity: Capacity) -> None:
+    def __init__(
+        self,
+        records: Records,
+        links: Links,
+        tags: Tags,
+        manifests: Manifests,
+        capacity: Capacity,
+        observe: Callable[[Event], None] = lambda _: None,
+    ) -> None:
+        """`observe` is told of each purge that was done."""
         self._records = records
         self._links = links
         self._tags = tags
         self._manifests = manifests
         self._capacity = capacity
+        self._observe = observe
         self._purging = asyncio.Lock()
 
     async def run(self, what: str, *, project: str = "", dry_run: bool = False) -> Purged:
@@ -87,6 +98,8 @@ class Purge:
                     await self._capacity.evict(
                         [each for each in going[start : start + BATCH] if self._capacity.may_go(each)]
                     )
+        if not dry_run and (chosen or doomed):
+            self._observe(Changed("content", selection.text, f"purged, {n_bytes} bytes"))
         return Purged(
             selection.text,
             not dry_run,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.oci.names import SourceHost
-from proxy.settings import values
+from proxy.settings import overlaps, values
 from proxy.settings.keys import Place, spelled
 from proxy.settings.model import Credentials, Project, Settings
 
@@ -32,6 +32,7 @@ def contradictions(settings: Settings, written: Mapping[str, Any]) -> Iterator[C
     yield from _of_deadlines(settings)
     yield from _of_projects(settings, written)
     yield from _of_robots(settings)
+    yield from _of_hidden_rules(settings)
 
 
 def _names(written: Mapping[str, Any], table: str) -> dict[str, str]:
@@ -256,6 +257,18 @@ def _of_default_project(settings: Settings) -> Iterator[Clash]:
             (("policy", "unmatched"), ("projects", "default")),
             '"deny" refuses all that belongs to no project, so [projects.default] would never be asked',
         )
+
+
+def _of_hidden_rules(settings: Settings) -> Iterator[Clash]:
+    for name, number, why in overlaps.hidden_matches(settings.projects):
+        yield Clash((("projects", name, "match", number),), why)
+    policy = settings.policy.deny
+    for number, rule in enumerate(policy):
+        if rule in policy[:number]:
+            yield Clash((("policy", "deny", number),), f"{rule} is written twice")
+    for name, project in settings.projects.items():
+        for key, number, why in overlaps.hidden_rules(project.allow, project.deny, policy):
+            yield Clash((("projects", name, key, number),), why)
 
 
 def _of_robots(settings: Settings) -> Iterator[Clash]:

@@ -317,7 +317,9 @@ class Endpoint(Section):
     """One of an upstream's addresses, with credentials of its own where they differ."""
 
     url: Url = setting(
-        what='"https://host", "http://host:port" or with a path before /v2/.', why="There is nothing to guess it from."
+        what='"https://host", "http://host:port" or with a path before /v2/; or behind another Breakwater, with its name '
+        'for the registry: "https://mirror.example.com/v2/quay.io".',
+        why="There is nothing to guess it from.",
     )
     credentials: Credentials | None = setting(
         None,

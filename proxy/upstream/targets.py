@@ -49,7 +49,13 @@ class Targets:
             raise ValueError(str(problem)) from None
 
     def at(self, path: str) -> URL:
-        """The upstream's own URL for `path` (and query), already encoded, which starts at /v2/."""
+        """The upstream's own URL for `path` (and query), already encoded, which starts at /v2/.
+
+        A base with /v2/ in its own path names the repositories of one registry behind another, as containerd's
+        `override_path` does: `https://mirror/v2/quay.io`.
+        """
+        if "/v2/" in self.base.raw_path:
+            path = path.removeprefix("/v2")
         return URL(f"{str(self.base).rstrip('/')}{path}", encoded=True)
 
     def is_home(self, url: URL) -> bool:

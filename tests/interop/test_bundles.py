@@ -393,9 +393,9 @@ def assert_same_image(sealed: Breakwater, path: Path, scratch: Path, wanted: Ima
 # -- interrupted -------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_import_goes_on_and_ends_right(scratch: Path) -> None:
+@pytest.mark.parametrize("n_kills", [3, pytest.param(100, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
+def test_a_killed_import_goes_on_and_ends_right(scratch: Path, n_kills: int) -> None:
     """kill -9 at moments spread over the import: nothing half is seen, and the next try is complete and right."""
-    n_kills = int(os.environ.get("BREAKWATER_IMPORT_KILLS", "3"))
     wanted = multi_arch(next(_SEED), tuple(2 << 20 for _ in range(8)))
     archive, name = scratch / f"killed-{next(_SEED)}.tar", f"{TEST_HOST}/team/killed"
     layout_archive(archive, wanted, f"{name}:1")
@@ -448,9 +448,9 @@ def test_export_says_what_is_missing_and_writes_nothing(carried: Carried, scratc
     assert not list(scratch.glob(f"{path.name}*"))
 
 
-def test_an_import_has_little_in_memory(scratch: Path) -> None:
-    """Bounded memory whatever the bundle's size: 10 GiB in `make soak`, and its rate beside ctr's."""
-    n_mib = int(os.environ.get("BREAKWATER_IMPORT_MIB", "192"))
+@pytest.mark.parametrize("n_mib", [192, pytest.param(10_240, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
+def test_an_import_has_little_in_memory(scratch: Path, n_mib: int) -> None:
+    """Bounded memory whatever the bundle's size, and its rate beside that of ctr."""
     folder, path = scratch / f"large-{next(_SEED)}", scratch / f"large-{next(_SEED)}.tar"
     large_layout(folder, n_mib)
     run([program("tar"), "-C", str(folder), "-cf", str(path), "oci-layout", "index.json", "blobs"], timeout_s=3600)
