@@ -128,6 +128,7 @@ def test_a_crowd_costs_little_and_keeps_nobody_from_a_hit(
 
         assert ask(breakwater, f"{base}/manifests/1")[2] == wanted.body
         assert digest_of(ask(breakwater, f"{base}/blobs/{digest_of(layer)}")[2]) == digest_of(layer)
+        print(f"{crowd.n} clients: {before_mib:.0f} MiB before, {peak_mib(breakwater):.0f} MiB at most")
         # 12 KiB for each of them, and what serving takes at all.
         assert peak_mib(breakwater) <= before_mib + 32 + crowd.n * 12 / 1024
 
