@@ -259,7 +259,45 @@ def distribution(folder: Path, upstream: Server) -> Server:
     return _launch("distribution v3", "pull-through, file system", port, folder, command, "no Debian package; binary")
 
 
-def breakwater(folder: Path, upstream: Server, *, certificate: tuple[Path, Path] | None = None) -> Server:
+#: A robot of the bench: its name and secret, and what the settings say of it.
+ROBOT = ("bench", "bw_bench")
+_HASH = "$scrypt$ln=14,r=8,p=1$YmVuY2gtc2FsdC0xNi1ieQ$Xg+99AKrYMqDk0pu2xa3HvTcUe/cDGCbhboLllh0gY0"
+RULED = "breakwater, 500 rules"
+
+
+def ruled(folder: Path, upstream: Server) -> Server:
+    """Ours with 500 rules and robots: every manifest is for a robot, and shown a token for."""
+    allow = [f"bench.example/bench/app{n}:v*" for n in range(250)] + ["bench.example/bench/**"]
+    deny = [f"**:bad{n}" for n in range(250)]
+    more = f"""
+[projects.ruled]
+match = ["bench.example/**"]
+allow = {allow!r}
+deny = {deny!r}
+access = ["{ROBOT[0]}"]
+quota = "10GiB"
+[robots.{ROBOT[0]}]
+secret_hash = '{_HASH}'
+projects = ["ruled"]
+"""
+    return breakwater(folder, upstream, name=RULED, projects=more)
+
+
+_PROJECTS = """
+[projects.bench]
+match = ["bench.example/**"]
+allow = ["bench.example/bench/**"]
+"""
+
+
+def breakwater(
+    folder: Path,
+    upstream: Server,
+    *,
+    certificate: tuple[Path, Path] | None = None,
+    name: str = "breakwater",
+    projects: str = _PROJECTS,
+) -> Server:
     """Ours, with rules and the request log on."""
     folder.mkdir(parents=True, exist_ok=True)
     port, admin = free_port(), free_port()
@@ -280,9 +318,7 @@ min_free = "1%"
 [upstreams."bench.example"]
 url = "http://{upstream.address}"
 tag_ttl = "1h"
-[projects.bench]
-match = ["bench.example/**"]
-allow = ["bench.example/bench/**"]
+{projects}
 [policy]
 deny = ["sha256:{"0" * 64}"]
 """
@@ -291,7 +327,7 @@ deny = ["sha256:{"0" * 64}"]
     settings = "rules and request log on, every byte hashed and synced"
     environment_root = str(Path(__file__).parents[1])
     os.environ["PYTHONPATH"] = environment_root
-    return _launch("breakwater", settings, port, folder, command, "this repository")
+    return _launch(name, settings, port, folder, command, "this repository")
 
 
 #: In the order of the table. Each starts with an empty cache.

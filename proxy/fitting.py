@@ -7,6 +7,7 @@ until nothing uses it: a transfer that is running ends with the client it began 
 
 from __future__ import annotations
 
+import os
 import random
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from proxy.engine.bandwidth import LimitedUpstream, Share
 from proxy.engine.failover import Failover
@@ -27,11 +29,18 @@ from proxy.ports import Clock, Upstream
 from proxy.settings import Credentials as CredentialSettings
 from proxy.settings import Settings
 from proxy.settings import Upstream as UpstreamSettings
+from proxy.settings.contradictions import TOKEN_USERNAMES
 from proxy.upstream.answers import Budget
 from proxy.upstream.client import RegistryClient
 from proxy.upstream.credentials import Credentials
+from proxy.upstream.credentials.acr import AcrCredentials
+from proxy.upstream.credentials.docker_config import HUB_KEY, DockerConfigCredentials, ProgramCredentials
+from proxy.upstream.credentials.ecr import EcrCredentials
+from proxy.upstream.credentials.files import FileCredentials
+from proxy.upstream.credentials.gar import GarCredentials
 from proxy.upstream.credentials.static import StaticCredentials
 from proxy.upstream.policy import Deadlines, Pace, UpstreamPolicy
+from proxy.upstream.tokens import Spawn
 
 #: A replaced client is closed after it was unused for this long, in seconds. Longer than a request can wait in the
 #: transfers' queue, or a transfer between two attempts, before it turns to its client.
@@ -51,6 +60,14 @@ class Fitted:
     guards: tuple[GuardedUpstream, ...]
     ingredients: tuple[object, ...] = field(repr=False)
     bandwidth: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """What sources of logins that expire need: time, and an owner for their renewals."""
+
+    clock: Clock
+    spawn: Spawn
 
 
 class Fitting:
@@ -94,7 +111,8 @@ class Fitting:
             if (kept := self._current.get(host)) is not None and kept.ingredients == ingredients:
                 fitted[host] = kept
                 continue
-            fitted[host] = self._fitted(host, upstream, _policies(host, upstream, settings, trusts), ingredients)
+            policies = _policies(host, upstream, settings, trusts, _Around(self._clock, self._owner.spawn))
+            fitted[host] = self._fitted(host, upstream, policies, ingredients)
         return fitted
 
     def _fitted(
@@ -142,7 +160,9 @@ class Fitting:
         what = "Requests that upstream's rate limit"
         set_gauge("breakwater_upstream_budget_limit", f"{what} allows in its window.", limits, "upstream")
         set_gauge("breakwater_upstream_budget_remaining", f"{what} still allows.", left, "upstream")
-        set_gauge("breakwater_upstream_circuit_open", "1 while it is left alone: it does not answer.", is_open, "upstream")
+        set_gauge(
+            "breakwater_upstream_circuit_open", "1 while it is left alone: it does not answer.", is_open, "upstream"
+        )
         set_gauge("breakwater_upstream_throttled_seconds", "How long it is to be left alone.", waits, "upstream")
 
     async def aclose(self) -> None:
@@ -159,6 +179,18 @@ class Fitting:
             quiet_s = 0.0 if client.is_used else quiet_s + _LOOK_EVERY_S
         await client.aclose()
         self._retired.discard(client)
+
+
+def ignored_proxies(environ: Mapping[str, str]) -> str:
+    """A sentence about HTTP proxies that the environment names and nobody here goes through; "" when it names none."""
+    names = sorted(
+        name
+        for name, value in environ.items()
+        if name.upper() in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY") and value.strip()
+    )
+    if not names:
+        return ""
+    return f"{' and '.join(names)} in the environment: not used; an upstream's http_proxy says which to go through"
 
 
 def _best(
@@ -204,8 +236,14 @@ def _quote(client: RegistryClient) -> Budget | None:
 def _files_of(upstream: UpstreamSettings) -> Iterator[str]:
     """Every file that a client is made of. The system's own trust is one: a new CA there is taken up, too."""
     for credentials in (upstream.credentials, *(endpoint.credentials for endpoint in upstream.url)):
-        if credentials is not None and credentials.password_file is not None:
-            yield credentials.password_file
+        if credentials is not None:
+            named = (
+                credentials.password_file,
+                credentials.docker_config,
+                credentials.key_file,
+                credentials.secret_file,
+            )
+            yield from (path for path in named if path is not None)
     yield from (path for path in (upstream.ca, upstream.client_cert, upstream.client_key) if path is not None)
     if (system := ssl.get_default_verify_paths().cafile) is not None:
         yield system
@@ -219,7 +257,11 @@ def _contents(host: str, path: str) -> bytes:
 
 
 def _policies(
-    host: str, upstream: UpstreamSettings, settings: Settings, trusts: dict[tuple[object, ...], ssl.SSLContext]
+    host: str,
+    upstream: UpstreamSettings,
+    settings: Settings,
+    trusts: dict[tuple[object, ...], ssl.SSLContext],
+    around: _Around,
 ) -> Sequence[UpstreamPolicy]:
     """One for each address. They share the time that an answer has, so that the last one gets its turn."""
     transfers = settings.transfers
@@ -231,7 +273,7 @@ def _policies(
         UpstreamPolicy(
             host=host,
             url=str(endpoint.url),
-            credentials=_credentials(host, endpoint.credentials or upstream.credentials),
+            credentials=_credentials(host, str(endpoint.url), endpoint.credentials or upstream.credentials, around),
             token_realms=frozenset(str(realm) for realm in upstream.token_realms),
             allow_private=upstream.allow_private,
             tls=trusts[trust],
@@ -239,22 +281,59 @@ def _policies(
                 sock_connect_s=upstream.connect_timeout, answer_s=transfers.queue_deadline / len(upstream.url)
             ),
             pace=Pace(transfers.min_rate, transfers.min_rate_window),
+            http_proxy=upstream.http_proxy or "",
+            no_proxy=upstream.no_proxy,
         )
         for endpoint in upstream.url
     ]
 
 
-def _credentials(host: str, given: CredentialSettings | None) -> Credentials | None:
-    if given is None or given.username is None:
+def _credentials(host: str, url: str, given: CredentialSettings | None, around: _Around) -> Credentials | None:
+    """The source of logins that the settings name. Raises InvalidSettings when it lacks something."""
+    if given is None:
         return None
-    if given.password is not None:
-        return StaticCredentials(given.username, given.password.get_secret_value())
-    assert given.password_file is not None
+    username = given.username or TOKEN_USERNAMES.get(given.helper or "")
+    if username is not None:
+        if given.password is not None:
+            return StaticCredentials(username, given.password.get_secret_value())
+        if given.password_file is not None:
+            return FileCredentials(username, given.password_file, upstream=host)
+        return None
+    words: dict[str, Any] = {"clock": around.clock, "spawn": around.spawn}
+    endpoint = given.endpoint or ""
     try:
-        secret = _contents(host, given.password_file).decode().strip()
-    except UnicodeDecodeError as error:
-        raise InvalidSettings([f'[upstreams."{host}"] cannot read {given.password_file}: it is not text']) from error
-    return StaticCredentials(given.username, secret)
+        if given.docker_config is not None:
+            registry = host if host == "docker.io" else urlsplit(url).netloc
+            return DockerConfigCredentials(given.docker_config, registry, upstream=host, **words)
+        if given.helper in ("ecr", "ecr-public"):
+            is_public = given.helper == "ecr-public"
+            return EcrCredentials(
+                urlsplit(url).hostname or host,
+                is_public=is_public,
+                region=given.region or "",
+                endpoint=endpoint,
+                environ=os.environ,
+                **words,
+            )
+        if given.helper == "gar":
+            return GarCredentials(host, key_file=given.key_file or "", endpoint=endpoint, **words)
+        if given.helper == "acr":
+            return AcrCredentials(
+                host,
+                url,
+                tenant=given.tenant or "",
+                client_id=given.client_id or "",
+                secret_file=given.secret_file or "",
+                endpoint=endpoint,
+                environ=os.environ,
+                **words,
+            )
+    except ValueError as error:
+        raise InvalidSettings([f'[upstreams."{host}"] credentials: {error}']) from error
+    if given.helper is None:
+        return None
+    server = HUB_KEY if host == "docker.io" else urlsplit(url).netloc
+    return ProgramCredentials(given.helper, server, upstream=host, **words)
 
 
 def _client_tls(host: str, upstream: UpstreamSettings) -> ssl.SSLContext:

@@ -6,7 +6,7 @@ the world; the values are plain and frozen.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -148,6 +148,34 @@ class BlobStore(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class KeptIngest:
+    """An unfinished blob that an earlier process left behind. `n_bytes` is its length, of which nothing is proven."""
+
+    digest: Digest
+    n_bytes: int
+    name: str
+
+
+class Leftovers(Protocol):
+    """Unfinished blobs that no running transfer owns: to go on with, or to sweep."""
+
+    async def kept_ingests(self) -> Sequence[KeptIngest]:
+        """All of them, longest first. Raises Unavailable."""
+        ...
+
+    async def resume_ingest(self, digest: Digest, verifier: Verifier) -> Ingest | None:
+        """Go on with the longest of this digest, its bytes fed to `verifier`, or None. Raises Unavailable, Overloaded.
+
+        The bytes prove nothing until the whole agrees: when it does not, that is no fault of upstream's.
+        """
+        ...
+
+    async def sweep_ingest(self, keep: Collection[str] = ()) -> int:
+        """Remove all but the names in `keep` and what runs; the bytes that this freed. Raises Unavailable."""
+        ...
+
+
 # -- records at rest -----------------------------------------------------------------------------------------------
 
 
@@ -201,7 +229,8 @@ class Records(Protocol):
         ...
 
     async def put_tag(self, holding: Holding, record: TagRecord) -> None:
-        """Durable when it returns. Raises OutOfSpace or Unavailable; the older record then stands."""
+        """Durable when it returns. Raises OutOfSpace or Unavailable: then the older record stands, or the new one where
+        only the last step failed, and a power cut may still bring the older back."""
         ...
 
     async def links(self, holding: Holding) -> Sequence[LinkRecord]:

@@ -20,7 +20,7 @@ import uvloop
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
-from proxy import __version__, admin_token
+from proxy import __version__, admin_token, image_lists
 from proxy.archives.tar import framed, members_of
 from proxy.clock import SystemClock
 from proxy.engine import changes
@@ -31,7 +31,7 @@ from proxy.engine.capacity import Capacity
 from proxy.engine.catalogue import Catalogue
 from proxy.engine.charges import Charges
 from proxy.engine.explain import Explain
-from proxy.engine.freight import Freight
+from proxy.engine.freight import Freight, Order
 from proxy.engine.limits import Limit, ProjectLimits
 from proxy.engine.links import Links
 from proxy.engine.listings import Listings
@@ -43,22 +43,27 @@ from proxy.engine.prefetch import Prefetch
 from proxy.engine.pull import Plan, Pull
 from proxy.engine.pump import Work
 from proxy.engine.purge import Purge
+from proxy.engine.remains import Remains
 from proxy.engine.robots import Robots
 from proxy.engine.seal import Seal
+from proxy.engine.standing import Standing
 from proxy.engine.tags import Tags
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.verification import Verification
-from proxy.errors import InvalidSettings, StoreError
+from proxy.engine.walk import Scope
+from proxy.errors import BadRequest, InvalidSettings, StoreError
 from proxy.events import Event, Noticed, UpstreamAsked, UpstreamUnreached
-from proxy.fitting import Fitting, asked_of, conditions_shown
+from proxy.fitting import Fitting, asked_of, conditions_shown, ignored_proxies
 from proxy.oci.digest import Digest
 from proxy.ports import Upstream
+from proxy.rules.closure import Platforms
 from proxy.rules.freshness import TagPolicy
 from proxy.rules.gates.access import EVERYBODY, Access, Robot
 from proxy.rules.gates.allowlist import Rules
 from proxy.rules.gates.immutability import Immutable
 from proxy.rules.globs import Glob
 from proxy.rules.ledger import Ledger
+from proxy.rules.lists import merged
 from proxy.rules.quota import Allowance
 from proxy.rules.routes import DEFAULT_PROJECT, ProjectRoute, Routes
 from proxy.rules.secret_hash import SecretHash
@@ -123,6 +128,7 @@ class Appliance:
     catalogue: Catalogue
     purge: Purge
     seal: Seal
+    standing: Standing
     started_at: float
     probes: web.AppRunner | None = None
     probe_addresses: tuple[str, ...] = ()
@@ -160,6 +166,8 @@ class Appliance:
             report=lambda sentence: log.say("warning", sentence),
             patience_s=PATIENCE_S if listens else COMMAND_PATIENCE_S,
         )
+        if (ignored := ignored_proxies(os.environ)) and listens:
+            log.say("warning", ignored)
         fitting = Fitting(clock, owner, observe)
         fitted = await asyncio.to_thread(fitting.fit, settings)
         fitting.use(fitted)
@@ -183,15 +191,17 @@ class Appliance:
             clock=clock,
             owner=owner,
             observe=observe,
+            notes=store.notes,
+            records=store.records,
         )
+        await capacity.prepare()
 
         pins = Pins(store.notes, capacity.ledger, owner, keeps_all=settings.server.sealed)
         seal = Seal(store.notes, owner)
         try:
             await pins.load()
             await seal.load()
-            if sealed := frozenset(str(host) for host, upstream in settings.upstreams.items() if upstream.sealed):
-                await pins.keep_all_of(store.records, sealed)
+            await pins.keep_all_of(store.records, sealed_hosts(settings))
         except StoreError as error:
             log.say("error", f"what is pinned is not known: {error}")
         capacity.pinned = pins
@@ -208,10 +218,13 @@ class Appliance:
         manifests = Manifests(
             store.blobs, capacity, charges, links, verification, clock=clock, owner=owner, observe=observe
         )
+        remains = Remains(store.blobs, capacity, clock=clock, owner=owner, observe=observe)
+        remains.start()
+        capacity.on_forgotten = lambda digests: manifests.forget(*digests)
         tags = Tags(store.records, manifests, links, clock=clock, owner=owner, observe=observe)
         project_limits = ProjectLimits(clock, limits_of(settings))
         blobs = Blobs(
-            Work(store.blobs, capacity, clock, random.random, observe, charges),
+            Work(store.blobs, capacity, clock, random.random, observe, charges, remains),
             links,
             verification,
             owner=owner,
@@ -276,6 +289,13 @@ class Appliance:
             framed=framed,
             members_of=members_of,
         )
+        standing = Standing(
+            freight,
+            lambda: asyncio.to_thread(standing_order, settings),
+            settings.prefetch.schedule,
+            clock=clock,
+            observe=observe,
+        )
         self = cls(
             settings=settings,
             owner=owner,
@@ -301,6 +321,7 @@ class Appliance:
             pins=pins,
             freight=freight,
             seal=seal,
+            standing=standing,
             activity=activity,
             catalogue=Catalogue(store.records, links, capacity, clock=clock, owner=owner),
             purge=Purge(store.records, links, tags, manifests, capacity, observe),
@@ -312,12 +333,16 @@ class Appliance:
         except BaseException:
             await self.aclose()
             raise
+        if listens:
+            owner.spawn_background(_sweep(store, observe), "sweep what an earlier run left unfinished")
         for name, project in settings.projects.items():
             if project.quota is not None and project.quota > capacity.ledger.capacity:
                 told = f"the quota of project {name!r} is larger than the store may become, so it will never bind"
                 log.say("warning", told)
         capacity.start()
         charges.start()
+        if listens and settings.prefetch.list:
+            owner.spawn_background(self.standing.run_forever(), "the standing order")
         return self
 
     async def _listen(self, handed: Handed) -> None:
@@ -380,7 +405,10 @@ class Appliance:
         # A context that took half of a pair would refuse every handshake: try on one that nobody uses.
         await asyncio.to_thread(server_tls, settings)
         plan = plan_of(settings, asked_of(fitted), self.project_limits)
+        # Before the seal holds: between the two nothing may be evicted that could not be had again.
+        await self.pins.keep_all_of(self.store.records, sealed_hosts(settings))
         # Nothing below fails or waits, so that no request sees half of it.
+        self.pins.keeps_all = settings.server.sealed
         self.settings = settings
         old, self.pull.plan = self.pull.plan, plan
         self.charges.allow(allowances_of(settings))
@@ -410,7 +438,7 @@ class Appliance:
                 await runner.cleanup()
         await self.owner.aclose()
         await self.charges.aclose()
-        await self.capacity.remember()
+        await self.capacity.aclose()
         await self.fitting.aclose()
         if self.audit is not None:
             await asyncio.to_thread(self.audit.close)
@@ -452,6 +480,7 @@ class Appliance:
             "uptime_s": round(now - self.started_at, 3),
             "sealed": self.settings.server.sealed,
             "seal": self.seal.as_json(),
+            "prefetch": self.standing.last,
             "pins": {"references": len(self.pins), "bytes": self.pins.n_bytes},
             "ready": word,
             "reason": reason,
@@ -480,7 +509,6 @@ class Appliance:
                 }
                 for transfer in self.blobs.running()
             ],
-            "projects": self.usage()["projects"],
             "refused_tag_moves": [
                 {"project": project, "reference": name, "kept": str(kept), "upstream": str(now) if now else None}
                 for (project, name), (kept, now) in self.tags.refused_moves.items()
@@ -549,6 +577,17 @@ class Appliance:
         quotas: dict[tuple[str, ...], float] = {(u.project,): u.quota for u in usage if u.quota is not None}
         self.tally.gauge("breakwater_project_bytes", "Stored bytes that a project pays for.", used, "project")
         self.tally.gauge("breakwater_project_quota_bytes", "What a project may hold.", quotas, "project")
+
+
+async def _sweep(store: DiskStore, observe: Callable[[Event], None]) -> None:
+    """Remove what a killed process was in the middle of: nobody else counts those bytes (INV-2, INV-5)."""
+    try:
+        freed = await store.blobs.sweep_ingest()
+    except StoreError as error:
+        observe(Noticed("warning", f"what an earlier run left unfinished stays where it is: {error}"))
+        return
+    if freed:
+        observe(Noticed("info", f"{freed} bytes that an earlier run left unfinished were removed"))
 
 
 class UpstreamHealth:
@@ -738,6 +777,30 @@ async def _tcp_sites(runner: web.AppRunner, address: TcpAddress) -> tuple[str, .
         await web.SockSite(runner, listening).start()
         names.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     return tuple(names)
+
+
+# -- what is to be here at all times -----------------------------------------------------------------------------------
+
+
+def sealed_hosts(settings: Settings) -> frozenset[str]:
+    """The upstreams that are sealed by themselves."""
+    return frozenset(str(host) for host, upstream in settings.upstreams.items() if upstream.sealed)
+
+
+def standing_order(settings: Settings) -> Order:
+    """What the lists of `[prefetch]` say now. Reads files. Raises BadRequest for one that cannot be read, or understood
+    as a whole: half a list would look like all of it."""
+    lists = []
+    for path in settings.prefetch.list:
+        try:
+            lists.append(image_lists.read(Path(path).read_text(encoding="utf-8-sig"), path))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise BadRequest(f"cannot read {path}: {reason}") from error
+    asked = merged(lists)
+    if asked.problems:
+        raise BadRequest("; ".join(asked.problems[:5]))
+    return Order(asked.references, Scope(Platforms.parse(settings.prefetch.platforms)), pin=True)
 
 
 # -- commands without a server -----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 OUTCOMES = ("hit", "coalesced", "miss", "stale", "denied", "failed")
@@ -35,6 +36,8 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield f"  used              {size(used)} + {size(reserved)} reserved of {size(capacity)}{share}"
     yield f"  blobs             {store.get('blobs') or 0:,}, evicted {size(store.get('evicted_bytes') or 0)}"
 
+    yield from _carried(status)
+
     transfers: Sequence[Mapping[str, Any]] = status.get("transfers", [])
     yield ""
     yield f"transfers running   {len(transfers)}"
@@ -48,6 +51,19 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         rows = [_upstream(host, upstream) for host, upstream in sorted(upstreams.items())]
         yield from _table([("upstream", "state", "requests", "failures", "last error"), *rows], right=(2, 3))
+
+
+def _carried(status: Mapping[str, Any]) -> Iterator[str]:
+    """What is pinned, and what was imported and when: what a seal was made of."""
+    pins: Mapping[str, Any] = status.get("pins", {})
+    if pins.get("references"):
+        yield f"  pinned            {pins['references']:,} references, {size(pins.get('bytes') or 0)}"
+    imports: Sequence[Mapping[str, Any]] = status.get("seal", {}).get("imports", [])
+    for one in reversed(imports[-3:]):
+        when = datetime.fromtimestamp(one.get("imported_at") or 0, UTC).isoformat(" ", "minutes").removesuffix("+00:00")
+        signed = f", signed by {one['signed_by']}" if one.get("signed_by") else ""
+        made = str(one.get("digest") or "an archive")[:_DIGEST_SIGNS]
+        yield f"  imported          {when} UTC, {one.get('n_images', 0):,} images, {made}{signed}"
 
 
 def _transfer(transfer: Mapping[str, Any]) -> tuple[str, ...]:

@@ -135,6 +135,27 @@ class Blobs:
                 raise Misbehaved(said, upstream=route.host)
             return Opened(reader, size, outcome)
 
+    async def instead(self, route: Route, origin: Origin, digest: Digest, *, rotten: str = "") -> Opened:
+        """The same blob from upstream, for a reader whose file could not be read on. Raises like `open`.
+
+        What is fetched takes the file's place. The file itself goes to quarantine only where it is certainly not what
+        its name says (`rotten` says why): a disk that fails for a moment must not cost what it holds.
+        """
+        self._verification.forget(digest)
+        if rotten:
+            await self._verification.condemn(digest, rotten)
+        while (running := self._running.get(digest)) is not None and running.is_given_up:
+            await running.changed.wait()
+        index = await self._links.of(holding_of(route))
+        linked = index.descriptor(digest)
+        transfer, outcome = self._joined(route, origin, digest, linked.size if linked else None)
+        reader = transfer.join()
+        try:
+            return Opened(reader, await reader.confirmed_size(), outcome)
+        except BaseException:
+            reader.leave()
+            raise
+
     async def size(self, route: Route, origin: Origin, digest: Digest) -> tuple[int, Outcome]:
         """The size in bytes, for HEAD. An uncached blob costs an upstream HEAD, never a download. Raises like
         `open`."""

@@ -460,8 +460,10 @@ class _Taking:
         arrived = Arrived(self._parts.manifests, referring)
         for entry, reference in named:
             images.append(await self._link_one(entry, reference, arrived))
+        # A referrer goes with its subject, and so do the words about it; one whose subject never came is told.
+        going_along = {found.digest for subject in self._arrived for found in referring.get(subject, ())}
         for entry in unnamed:
-            if entry.digest not in self._linked:
+            if entry.digest not in self._linked | going_along:
                 images.append(_image(str(entry.digest), missing={"name": "it has no name: give it one with --name"}))
         await self._drop([digest for digest in self._added if digest not in self._linked])
         return images

@@ -243,11 +243,11 @@ class Charges:
     async def _put_in_order(self) -> None:
         """Least recently used first, as far as the store's own order tells: a journal knows no order of use."""
         accounts = [account for _, account in self.book]
-        for n, (digest, _) in enumerate(tuple(self._capacity.ledger)):
-            for account in accounts:
-                account.touch(digest)
-            if n % RECOUNT_STEP == 0:
-                await asyncio.sleep(0)
+        for batch in self._capacity.ledger.batches(RECOUNT_STEP):
+            for digest, _ in batch:
+                for account in accounts:
+                    account.touch(digest)
+            await asyncio.sleep(0)
 
     # -- what requests do -------------------------------------------------------------------------------------------
 
@@ -371,6 +371,9 @@ class Charges:
         async with self._sweeping:
             doomed, kept = self._doomed, self._capacity.kept
             going = [digest for digest in doomed if digest not in kept and not self.book.is_paid(digest)]
+            # A manifest does not outlive what it names, whoever pays for it: it would promise what is not here.
+            above = [namer for digest in going for namer in self._capacity.ledger.namers(digest) if namer not in kept]
+            going = list(dict.fromkeys([*above, *going]))
             for digest in [digest for digest in doomed if self.book.is_paid(digest)]:
                 self._bury(digest)
             if not going:

@@ -109,15 +109,25 @@ class Manifests:
             return None  # linked as a blob: bytes that are not a manifest are not served as one
         held = Held(Descriptor(manifest.media_type, digest, len(body)), body, manifest)
         self._ready[digest] = held
+        self._know_names(held)
         return held
+
+    def is_at_hand(self, digest: Digest) -> bool:
+        """Whether it is ready in memory, and so has not been evicted since."""
+        return digest in self._ready
+
+    def _know_names(self, held: Held) -> None:
+        """What is evicted together."""
+        self._capacity.names(held.descriptor.digest, [named.digest for named in held.manifest.names])
 
     def touch(self, digest: Digest) -> None:
         """It was served from memory just now."""
         self._capacity.touch(digest)
 
-    def forget(self, digest: Digest) -> None:
-        """It was purged or evicted for good."""
-        self._ready.pop(digest, None)
+    def forget(self, *digests: Digest) -> None:
+        """They were purged or evicted."""
+        for digest in digests:
+            self._ready.pop(digest, None)
 
     def learned(self, holding: Holding, targets: Iterable[TagOrDigest]) -> None:
         """These are here now by another way than upstream: an earlier "not found" no longer stands."""
@@ -197,12 +207,23 @@ class Manifests:
         try:
             tab.join(project, len(held.body), is_admitted=True)
             await tab.secure(len(held.body))
-            reservation = await self._capacity.reserve(len(held.body))
+            self._capacity.hold(digest)  # from here on it is not evicted under our hands
         except StoreError as error:
             tab.close()
             self._not_kept(digest, error)
             return
         except BaseException:
+            tab.close()
+            raise
+        try:
+            reservation = await self._capacity.reserve(len(held.body), digest)
+        except StoreError as error:
+            self._capacity.unhold(digest)
+            tab.close()
+            self._not_kept(digest, error)
+            return
+        except BaseException:
+            self._capacity.unhold(digest)
             tab.close()
             raise
         try:
@@ -218,9 +239,11 @@ class Manifests:
                 ingest.close()
             reservation.settle(digest, len(held.body))
             tab.settle(len(held.body))
+            self._know_names(held)
         except (StoreError, Overloaded) as error:
             self._not_kept(digest, error)
         finally:
+            self._capacity.unhold(digest)
             reservation.release()
             tab.close()
 

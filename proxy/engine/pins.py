@@ -27,7 +27,7 @@ class Pins:
         self._notes = notes
         self._ledger = ledger
         self._owner = owner
-        self._keeps_all = keeps_all
+        self.keeps_all = keeps_all
         self._pins: dict[tuple[str, str], dict[Digest, int]] = {}
         #: digest -> by how many pins it is kept
         self._kept: dict[Digest, int] = {}
@@ -36,7 +36,7 @@ class Pins:
         self._sealed: set[Digest] = set()
 
     def __contains__(self, digest: object) -> bool:
-        return self._keeps_all or digest in self._kept or digest in self._sealed
+        return self.keeps_all or digest in self._kept or digest in self._sealed
 
     def __len__(self) -> int:
         return len(self._pins)
@@ -104,6 +104,8 @@ class Pins:
 
     async def keep_all_of(self, records: Records, hosts: frozenset[str]) -> None:
         """Everything that is linked for these sealed upstreams. Raises Unavailable."""
+        if not hosts:
+            return
         async for holding, _, links in records.scan():
             if holding.host in hosts:
                 for link in links:

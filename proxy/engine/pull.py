@@ -111,6 +111,8 @@ class Pull:
         def again() -> float | None:
             if self.plan is not plan or self._links.n_dropped != n_dropped or (age := aged()) is None:
                 return None
+            if not self._manifests.is_at_hand(digest):
+                return None  # it was evicted, or has not been asked for in a long time
             try:
                 self._charges.use(route.project, digest)
             except Denied:
@@ -133,6 +135,12 @@ class Pull:
             let_go(opened.source)
             raise
         return route, opened
+
+    async def blob_instead(self, asked: BlobGet, caller: Caller = ANONYMOUS, *, rotten: str = "") -> Opened:
+        """The same blob from upstream, where the stored file could not be read on; `rotten`: why it is not right."""
+        route, origin, rules = self._route(asked, caller)
+        await self._check_blob(route, rules, asked.digest)
+        return await self._blobs.instead(route, origin, asked.digest, rotten=rotten)
 
     async def blob_size(self, asked: BlobGet, caller: Caller = ANONYMOUS) -> tuple[Route, int, Outcome]:
         """A blob's size in bytes, for HEAD."""

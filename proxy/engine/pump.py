@@ -11,8 +11,9 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from proxy.engine.capacity import Capacity, Reservation
+from proxy.engine.capacity import Capacity, Reservation, TooLarge
 from proxy.engine.charges import Charges, Tab
+from proxy.engine.remains import Remains
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.transfers import RING_BYTES, Ring, Transfer
 from proxy.errors import BreakwaterError, Corrupt, Misbehaved, OverQuota, StoreError, Timeout, Unreachable
@@ -39,6 +40,7 @@ class Work:
     chance: Callable[[], float]
     observe: Callable[[Event], None]
     charges: Charges
+    remains: Remains | None = None
 
 
 class Pump:
@@ -58,6 +60,8 @@ class Pump:
         self._reservation: Reservation | None = None
         #: Bytes taken from upstream; the verifier's own count moves in a worker thread and lags behind.
         self._n_taken = 0
+        #: How many of them were left by an earlier transfer.
+        self._n_resumed = 0
         self._gathered: list[bytes] = []
         self._n_gathered = 0
         self._is_complete = False
@@ -69,7 +73,8 @@ class Pump:
         """Fetch, verify, commit. On cancellation the transfer is abandoned and nothing is kept."""
         transfer = self._transfer
         try:
-            body = await self._open(0)
+            await self._resume()
+            body = await self._open(self._n_taken)
             await self._begin_file(body)
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._fill(body))
@@ -85,10 +90,35 @@ class Pump:
         finally:
             try:
                 if self._ingest is not None and not self._is_kept:
-                    await self._owner.uninterrupted(self._ingest.abort(), "abort an ingest")
+                    await self._owner.uninterrupted(self._leave(self._ingest), "abort an ingest")
             finally:
                 if self._reservation is not None:
                     self._reservation.release()  # not before the file is gone (INV-5)
+
+    async def _resume(self) -> None:
+        """Go on where an earlier transfer of the same digest ended, if one left enough."""
+        transfer, remains = self._transfer, self._work.remains
+        if remains is None:
+            return
+        found = await remains.resume(transfer.digest, self._verifier, transfer.size)
+        if found is None:
+            self._verifier = Verifier(transfer.digest)
+            return
+        self._ingest, self._reservation = found
+        self._n_taken = self._n_resumed = self._ingest.n_bytes
+        self._reservation.wrote(self._n_taken)
+        transfer.file = self._ingest
+
+    async def _leave(self, ingest: Ingest) -> None:
+        """Nothing gets a name: the file goes, or stays for the next transfer where nothing is wrong with it."""
+        remains, reservation = self._work.remains, self._reservation
+        is_sound = self._transfer.ring is None and isinstance(self._transfer.failure, Unreachable | Timeout)
+        if remains is None or reservation is None or not is_sound or not remains.is_worth(ingest.n_bytes):
+            await ingest.abort()
+            return
+        await ingest.abort(keep=True)
+        self._reservation = None
+        remains.keep(self._transfer.digest, ingest.n_bytes, reservation)
 
     def _end(self, failure: BaseException) -> None:
         if isinstance(failure, BreakwaterError):
@@ -185,7 +215,11 @@ class Pump:
         size = transfer.size if transfer.is_size_confirmed else None
         try:
             await self._tab.secure(size)
-            self._reservation = await self._work.capacity.reserve(size)
+            if self._ingest is not None:
+                transfer.in_file = transfer.received = self._ingest.n_bytes
+                transfer.changed.ring()
+                return
+            self._reservation = await self._work.capacity.reserve(size, transfer.digest)
             self._ingest = await self._work.blobs.ingest(transfer.digest, self._verifier)
             transfer.file = self._ingest
             transfer.changed.ring()
@@ -217,6 +251,7 @@ class Pump:
             try:
                 await self._reservation.cover(self._verifier.n_bytes + len(piece))
                 await self._owner.uninterrupted(self._ingest.write(piece), "write a piece")
+                self._reservation.wrote(self._ingest.n_bytes)
                 transfer.in_file = self._ingest.n_bytes
                 transfer.received = self._ingest.n_bytes
             except StoreError as error:
@@ -238,6 +273,9 @@ class Pump:
         self._tab.give_up()
         if isinstance(error, OverQuota):
             return  # one project's business, and said when its quota was spent
+        if isinstance(error, TooLarge):
+            self._work.observe(Noticed("warning", f"{transfer.digest} is passed through and not kept: {error}"))
+            return  # the store is well
         capacity = self._work.capacity
         capacity.degraded = str(error)
         self._work.observe(Noticed("warning", f"{transfer.digest} is passed through and not kept: {error}"))
@@ -266,6 +304,8 @@ class Pump:
         transfer = self._transfer
         transfer.goes(State.VERIFYING)
         if not self._verifier.agrees():
+            if self._n_resumed:
+                raise Corrupt(f"{transfer.digest} does not hash to its digest with what was left of it; it starts over")
             raise self._lie("does not hash to its digest")
         if not transfer.is_size_confirmed:
             transfer.confirm_size(self._verifier.n_bytes)

@@ -52,6 +52,7 @@ class _Chosen:
 
     tags: frozenset[str]
     links: frozenset[Digest]
+    n_manifests: int
     bytes_of: frozenset[Digest]
     n_pinned: int = 0
 
@@ -104,7 +105,7 @@ class Purge:
             selection.text,
             not dry_run,
             tuple(sorted(f"{holding}:{tag}" for holding, each in chosen.items() for tag in each.tags)),
-            sum(len(each.links) for each in chosen.values()),
+            sum(each.n_manifests for each in chosen.values()),
             len(going),
             n_bytes,
             len(doomed) - len(going),
@@ -173,7 +174,8 @@ def _chosen(
             meant[record.tag] = record.descriptor.digest
             gone |= {record.descriptor.digest} & set(by_digest)
     bytes_of = {named.digest for digest in gone for named in by_digest[digest].names} | gone
-    return _Chosen(frozenset(meant), frozenset(gone), frozenset(bytes_of), len(stays))
+    n_manifests = sum(by_digest[digest].is_manifest for digest in gone)
+    return _Chosen(frozenset(meant), frozenset(gone), n_manifests, frozenset(bytes_of), len(stays))
 
 
 def _with_dependants(roots: set[Digest], by_digest: Mapping[Digest, LinkRecord], *, kept: set[Digest]) -> set[Digest]:

@@ -37,7 +37,7 @@ class Verification:
         """`condemn` takes a file that is wrong out of reach."""
         self._owner = owner
         self._clock = clock
-        self._condemn = condemn
+        self.condemn = condemn
         self._verified: LRUCache[Digest, FileIdentity] = LRUCache(MAX_REMEMBERED)
         self._running: dict[Digest, tuple[FileIdentity, Transfer]] = {}
 
@@ -82,13 +82,13 @@ class Verification:
             transfer.goes(State.VERIFYING)
             if verifier.n_bytes != blob.size or not verifier.agrees():
                 why = f"the stored file of {transfer.digest} does not hash to its name"
-                await self._condemn(transfer.digest, why)
+                await self.condemn(transfer.digest, why)
                 raise Corrupt(f"{why}; it was moved to quarantine and will be fetched again")
             self.remember(transfer.digest, blob.identity)
             transfer.goes(State.COMMITTED)
         except Unavailable as failure:
             # A file that cannot be read would answer short for ever; without it the next request is upstream's.
-            await self._condemn(transfer.digest, f"the stored file of {transfer.digest} cannot be read: {failure}")
+            await self.condemn(transfer.digest, f"the stored file of {transfer.digest} cannot be read: {failure}")
             transfer.fail(failure)
         except BreakwaterError as failure:
             transfer.fail(failure)

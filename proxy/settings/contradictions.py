@@ -15,6 +15,18 @@ from proxy.settings.model import Credentials, Project, Settings
 #: The distribution-spec's limit of a manifest, which everyone keeps: 4 MiB.
 LARGEST_MANIFEST_BYTES = 4 * 2**20
 
+#: Where a token stands in for a password, the user name that goes with it: any does for GitHub, GitLab asks for this.
+TOKEN_USERNAMES = {"github": "x-access-token", "gitlab": "oauth2"}
+#: Keys of credentials that only these helpers read.
+BELONGS_TO = {
+    "region": ("ecr", "ecr-public"),
+    "key_file": ("gar",),
+    "tenant": ("acr",),
+    "client_id": ("acr",),
+    "secret_file": ("acr",),
+    "endpoint": ("ecr", "ecr-public", "gar", "acr"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Clash:
@@ -160,10 +172,20 @@ def _of_credentials(credentials: Credentials | None, place: Place) -> Iterator[C
     ]
     if not sources:
         yield Clash((place,), "has no source: write username and password_file")
+    if credentials.helper in TOKEN_USERNAMES and set(sources) <= {"helper", "password", "password_file"}:
+        # The token is a password like any other; what it is for gives the user name.
+        if len(sources) == 1:
+            yield Clash(((*place, "helper"),), f"{credentials.helper} needs a token: write password_file")
+        if {"password", "password_file"} <= set(sources):
+            yield Clash(((*place, "password_file"), (*place, "password")), "and password are both written")
+        return
     if len(sources) > 1:
         yield Clash(
             ((*place, sources[1]), (*place, sources[0])), f"and {sources[0]} are both written; which one counts?"
         )
+    for key, helper in BELONGS_TO.items():
+        if getattr(credentials, key) is not None and credentials.helper not in helper:
+            yield Clash(((*place, key),), f'is of no use without helper = "{helper[0]}"')
     has_password = bool({"password", "password_file"} & set(sources))
     if has_password and credentials.username is None:
         yield Clash(((*place, sources[0]), (*place, "username")), "is of no use without username")

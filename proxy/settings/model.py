@@ -10,6 +10,7 @@ are tuples, source hosts are `SourceHost`. Nothing is mutable. Checks that need 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
@@ -70,6 +71,7 @@ TagGlob = Annotated[str, BeforeValidator(values.tag_glob_of)]
 Rule = Annotated[str, BeforeValidator(values.rule_of)]
 SecretHash = Annotated[SecretStr, AfterValidator(values.secret_hash_of)]
 Instant = Annotated[float, BeforeValidator(values.instant_of)]
+Helper = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
 Some = Annotated[tuple[T, ...], BeforeValidator(_listed)]
@@ -272,6 +274,40 @@ class Transfers(Section):
     )
 
 
+# -- [prefetch] --------------------------------------------------------------------------------------------------------
+
+
+def _platforms_of(value: Any) -> str:
+    if not isinstance(value, str) or not _PLATFORMS.fullmatch(value):
+        raise ValueError(f'{value!r} is not a list of platforms: expected "linux/amd64,linux/arm64", or "all"')
+    return value
+
+
+_PLATFORMS = re.compile(r"all|[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9]+)?(?:,[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9]+)?)*")
+
+
+class Prefetch(Section):
+    """Images that are to be here at all times."""
+
+    list: Annotated[tuple[Path, ...], BeforeValidator(_listed)] = setting(
+        [],
+        what="Files with image lists or Kubernetes manifests, as `breakwater prefetch -f` takes them; read anew for each "
+        "run. What they list is fetched and never evicted.",
+        why="Nothing is fetched that nobody asked for.",
+    )
+    schedule: Duration = setting(
+        "24h",
+        unit="seconds",
+        what="How often the lists are read and what has moved or is missing is fetched; the first time at the start.",
+        why="Releases come by the day. A run that left something missing is repeated after a quarter of an hour.",
+    )
+    platforms: Annotated[str, BeforeValidator(_platforms_of)] = setting(
+        "all",
+        what='Platforms to fetch: "linux/amd64,linux/arm64", or "all".',
+        why="A list says nothing about the nodes that will pull.",
+    )
+
+
 # -- [log] -------------------------------------------------------------------------------------------------------------
 
 
@@ -310,7 +346,32 @@ class Credentials(Section):
     docker_config: Path | None = setting(
         None, what="A Docker config.json with an entry for this host.", why="Public images need none."
     )
-    helper: str | None = setting(None, what='A credential helper: "ecr", …', why="Public images need none.")
+    helper: Helper | None = setting(
+        None,
+        what='A cloud\'s logins: "ecr", "ecr-public", "gar" (Google), "acr" (Azure); "github" or "gitlab" for a token in '
+        '`password_file`; any other name runs `docker-credential-<name>`.',
+        why="Public images need none.",
+    )
+    region: str | None = setting(
+        None, what='With "ecr": the AWS region.', why="ECR's own host names say it, and else AWS_REGION."
+    )
+    key_file: Path | None = setting(
+        None,
+        what='With "gar": a service account\'s key in JSON.',
+        why="Machines and pods at Google have a metadata server.",
+    )
+    tenant: str | None = setting(None, what='With "acr": the tenant.', why="A workload identity knows it.")
+    client_id: str | None = setting(
+        None, what='With "acr": the application\'s (client) id.', why="A workload identity knows it."
+    )
+    secret_file: Path | None = setting(
+        None, what='With "acr": file that holds the client secret.', why="A workload identity needs none."
+    )
+    endpoint: Url | None = setting(
+        None,
+        what='With "ecr", "gar" or "acr": where to ask for logins instead of at the cloud itself.',
+        why="Only private endpoints and tests need another.",
+    )
 
 
 class Endpoint(Section):
@@ -513,6 +574,7 @@ class Settings(Section):
     server: Server = setting({}, what="", why="")
     store: Store = setting(what="", why="")
     transfers: Transfers = setting({}, what="", why="")
+    prefetch: Prefetch = setting({}, what="", why="")
     log: Log = setting({}, what="", why="")
     upstreams: Table[Host, Upstream] = setting({}, what="", why="")
     projects: Table[ProjectName, Project] = setting({}, what="", why="")

@@ -9,12 +9,6 @@ from __future__ import annotations
 #: Pattern of the key, or of a table with all its keys -> what is missing. "+" is any entry of a list but the first.
 NOT_YET: dict[str, str] = {
     "server.tls.client_ca": "client certificates are",
-    "upstreams.*.credentials.docker_config": "credentials from a Docker config.json are",
-    "upstreams.*.credentials.helper": "credential helpers are",
-    "upstreams.*.url.*.credentials.docker_config": "credentials from a Docker config.json are",
-    "upstreams.*.url.*.credentials.helper": "credential helpers are",
-    "upstreams.*.http_proxy": "HTTP proxies are",
-    "upstreams.*.no_proxy": "HTTP proxies are",
     "projects.*.credentials": "credentials of a project's own are",
 }
 

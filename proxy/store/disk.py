@@ -18,13 +18,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from proxy.errors import Corrupt, Overloaded, StoreError
 from proxy.oci.digest import ALGORITHMS, Digest, Verifier
-from proxy.ports import Clock, FileIdentity, Space, StoredBlob
+from proxy.ports import Clock, FileIdentity, KeptIngest, Space, StoredBlob
 from proxy.store.charges import DiskCharges
 from proxy.store.facts import DiskFacts
 from proxy.store.filesystem import FileSystem, is_ours, kind_of, made_folder, meaning, opened_folder
@@ -92,15 +91,6 @@ class DiskBlob:
         if self._is_open:
             self._is_open = False
             self._blobs.drop(self.fd)
-
-
-@dataclass(frozen=True, slots=True)
-class KeptIngest:
-    """An unfinished blob that an earlier process left behind. `n_bytes` is its length, of which nothing is proven."""
-
-    digest: Digest
-    n_bytes: int
-    name: str
 
 
 class DiskIngest:

@@ -24,6 +24,11 @@ GATHER_S = 0.05
 #: Characters of anything a client sent that go into a line.
 MAX_CLIENT_CHARS = 512
 
+#: A request that took longer than this stands out, in seconds; a body has as long again as it takes at this many bytes
+#: per second, so that a large layer on a slow link is no news.
+SLOW_S = 5.0
+SLOW_BYTES_PER_S = 1 << 20
+
 #: Control characters, and the separators that some log shippers take for line ends (CWE-117).
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -152,12 +157,15 @@ class EventLog:
         return f"{self._now()} {level.upper():7} {safe(sentence, 4096)}"
 
     def _answered(self, event: Answered) -> None:
-        if self._requests == "off" or (self._requests == "errors" and event.status < 400):
+        is_slow = event.seconds > SLOW_S + event.n_bytes / SLOW_BYTES_PER_S
+        # A body that was cut short had a good status, and is the worst of failures.
+        stands_out = event.status >= 500 or event.ending in ("short", "slow") or is_slow
+        if self._requests == "off" or (self._requests == "errors" and event.status < 400 and not stands_out):
             return
         if self._as_json:
             line = {
                 "time": self._now(),
-                "level": "warning" if event.status >= 500 else "info",
+                "level": "warning" if stands_out else "info",
                 "request": event.request_id,
                 "remote": event.remote,
                 "method": event.method[:32],
@@ -171,13 +179,15 @@ class EventLog:
                     line[key] = value
             if event.ending != "whole":
                 line["ending"] = event.ending
+            if is_slow:
+                line["slow"] = True
             if event.user_agent:
                 line["agent"] = event.user_agent[:MAX_CLIENT_CHARS]
             self._writer.line(json.dumps(line))  # ASCII: json escapes everything else
             return
         parts = [
             self._now(),
-            "WARNING" if event.status >= 500 else "INFO   ",
+            "WARNING" if stands_out else "INFO   ",
             event.remote,
             safe(event.method, 32),
             safe(event.path, MAX_CLIENT_CHARS),
@@ -189,6 +199,8 @@ class EventLog:
         ]
         if event.ending != "whole":
             parts.append(event.ending)
+        if is_slow:
+            parts.append("slow")
         if event.error:
             parts.append(safe(event.error, 2048))
         self._writer.line(" ".join(parts))

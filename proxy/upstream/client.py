@@ -373,7 +373,7 @@ class RegistryClient:
 
         Raises Unauthorised when upstream wants a login after one has just been obtained.
         """
-        sent = self._tokens.ready(ask.repository)
+        sent = await self._tokens.ready(ask.repository)
         reply = await self._shown(ask, sent)
         if not self._is_challenge(reply):
             return reply

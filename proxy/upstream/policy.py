@@ -47,6 +47,9 @@ class UpstreamPolicy:
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     deadlines: Deadlines = Deadlines()
     pace: Pace = Pace()
+    #: The HTTP proxy to go through, "" for none; and what is excepted from it (upstream/detour.py).
+    http_proxy: str = ""
+    no_proxy: tuple[str, ...] = ()
 
     @property
     def identity(self) -> str:

@@ -110,11 +110,12 @@ class Tokens:
         #: Held while a login that has not worked yet is tried.
         self._unproven = asyncio.Lock()
 
-    def ready(self, repository: Repository) -> str | None:
+    async def ready(self, repository: Repository) -> str | None:
         """The Authorization header to send at once with a request for `repository`, or None when none is known.
 
         Raises Unauthorised, without asking anybody, when sending it would repeat a login that was refused within the
-        last minute.
+        last minute; and what a source of logins may raise. A login is taken from its source each time: one that has
+        been renewed meanwhile counts at once, because some registries answer an expired one with 403 (ECR).
         """
         way = self._ways.get(repository)
         if way is None:
@@ -122,6 +123,8 @@ class Tokens:
         if way.is_basic:
             self._raise_if_refused(_BASIC, way)
         token = self._headers.get(way)
+        if token is not None and way.is_basic:
+            return await self._basic()
         return token.header if token else None
 
     async def obtain(self, headers: Mapping[str, str], repository: Repository, *, rejected: str | None) -> str:

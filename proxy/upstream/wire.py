@@ -27,6 +27,7 @@ from proxy import __version__
 from proxy.errors import Unreachable, UpstreamError
 from proxy.events import UpstreamAsked, UpstreamBytes, UpstreamUnreached
 from proxy.upstream import failures
+from proxy.upstream.detour import goes_direct
 from proxy.upstream.failures import AddressDenied
 from proxy.upstream.policy import UpstreamPolicy
 from proxy.upstream.targets import Targets
@@ -139,6 +140,7 @@ class Wire:
         self._observer = observer
         self._lookup = lookup
         self._maybe_session: aiohttp.ClientSession | None = None
+        self._maybe_detour: aiohttp.ClientSession | None = None
         self._is_closed = False
         self._replies: set[Reply] = set()
         self._n_sending = 0
@@ -159,9 +161,11 @@ class Wire:
         status = 0
         self._n_sending += 1
         try:
-            response = await self._session.request(
+            session, through = self._way(url)
+            response = await session.request(
                 method,
                 url,
+                proxy=through,
                 headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers},
                 allow_redirects=False,
                 trace_request_ctx=context,
@@ -188,8 +192,9 @@ class Wire:
         # One by one, because a session that is closed does not wake those who wait for a body.
         for reply in tuple(self._replies):
             reply.close()
-        if self._maybe_session is not None:
-            await self._maybe_session.close()
+        for session in (self._maybe_session, self._maybe_detour):
+            if session is not None:
+                await session.close()
 
     def __len__(self) -> int:
         """How many answers somebody still has open."""
@@ -199,18 +204,29 @@ class Wire:
         host = self._policy.host
         return Unreachable(f"upstream {host} is not asked any more: Breakwater is stopping", upstream=host)
 
-    @property
-    def _session(self) -> aiohttp.ClientSession:
+    def _way(self, url: URL) -> tuple[aiohttp.ClientSession, str | None]:
+        """The session for a request to `url`, and the HTTP proxy that it goes through, if any."""
         # Made at the first request: aiohttp wants a running loop, and most upstreams of a process are never asked.
-        if self._maybe_session is None:
-            self._maybe_session = self._open_session()
-        return self._maybe_session
+        if not self._policy.http_proxy or goes_direct(url, self._policy.no_proxy):
+            if self._maybe_session is None:
+                self._maybe_session = self._open_session(is_detour=False)
+            return self._maybe_session, None
+        if self._maybe_detour is None:
+            self._maybe_detour = self._open_session(is_detour=True)
+        return self._maybe_detour, self._policy.http_proxy
 
-    def _open_session(self) -> aiohttp.ClientSession:
+    def _open_session(self, *, is_detour: bool) -> aiohttp.ClientSession:
+        """The connections of one way. On the detour all of them are to the HTTP proxy, which the settings name and
+        which resolves names itself: of targets only literals can be judged then, and `Targets.check` has done so."""
         deadlines = self._policy.deadlines
+        guards: dict[str, Any] = {}
+        if not is_detour:
+            guards = {
+                "resolver": _GuardedResolver(self._targets, self._lookup),
+                "socket_factory": self._guarded_socket,
+            }
         connector = _Connector(
-            resolver=_GuardedResolver(self._targets, self._lookup),
-            socket_factory=self._guarded_socket,
+            **guards,
             ssl=self._policy.tls or True,
             limit=0,  # how much runs at once is the engine's to decide, and a queue in here would have no deadline
             keepalive_timeout=KEEPALIVE_S,

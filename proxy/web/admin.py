@@ -18,7 +18,7 @@ Readiness = tuple[str, str]
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # "no-referrer" would make our own forms say `Origin: null`
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 

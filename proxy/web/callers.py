@@ -46,16 +46,20 @@ class Shown:
     """What a request showed of its sender.
 
     `is_known`: it showed something that is ours, a secret or a token (an anonymous one, too). `good_until` is
-    monotonic. `delay_s`: how long a refusal waits, for one who has failed before.
+    monotonic. `delay_s`: how long a refusal waits, for one who has failed before. `may_be_kept`: an answer to these very
+    bytes may be kept beside them; not where they hold a password, which is remembered under a keyed hash alone.
     """
 
     caller: Caller = ANONYMOUS
     is_known: bool = False
     good_until: float = float("inf")
     delay_s: float = 0.0
+    may_be_kept: bool = True
 
 
 _NOTHING = Shown()
+#: Something that is not ours.
+_SOMETHING = Shown(may_be_kept=False)
 
 
 class Callers:
@@ -85,15 +89,17 @@ class Callers:
     async def of(self, request: web.BaseRequest) -> Shown:
         """Who sent this. Whatever is not ours counts as nothing."""
         header = request.headers.get("Authorization")
-        accounts = self._accounts()
-        if header is None or not accounts or len(header) > MAX_HEADER:
+        if header is None:
             return _NOTHING
+        accounts = self._accounts()
+        if not accounts or len(header) > MAX_HEADER:
+            return _SOMETHING
         scheme, _, rest = header.partition(" ")
         if scheme.lower() == "bearer":
             return self._bearer(accounts, rest.strip())
         if scheme.lower() == "basic" and (given := _name_and_secret(rest)) is not None:
             return await self._secret(accounts, *given, request.remote or "unix")
-        return _NOTHING
+        return _SOMETHING
 
     def must_log_in(self, shown: Shown) -> bool:
         """Whether `/v2/` challenges: where there are accounts, whoever shows nothing of ours."""
@@ -145,26 +151,26 @@ class Callers:
     async def _secret(self, accounts: Mapping[str, Robot], name: str, secret: str, source: str) -> Shown:
         verdict = await self._robots.check(accounts, name, secret, source)
         if not verdict.robot:
-            return Shown(delay_s=verdict.delay_s)
-        return Shown(Caller(verdict.robot), True, self._until(accounts[name].expires_at))
+            return Shown(delay_s=verdict.delay_s, may_be_kept=False)
+        return Shown(Caller(verdict.robot), True, self._until(accounts[name].expires_at), may_be_kept=False)
 
     def _bearer(self, accounts: Mapping[str, Robot], token: str) -> Shown:
         known = self._remembered.get(token)
         if known is None:
             bearer = self._tokens.read(token)
             if bearer is None:
-                return _NOTHING
+                return _SOMETHING
             known = self._remembered[token] = (bearer.robot, bearer.mark, bearer.expires_at)
         name, mark, expires_at = known
         now = self._clock.wall()
         if now >= expires_at:
-            return _NOTHING
+            return _SOMETHING
         if not name:
             return Shown(is_known=True, good_until=self._until(expires_at))
         robot = accounts.get(name)
         # A token dies with the secret it was given for, and with the robot.
         if robot is None or robot.is_expired(now) or all(one.mark != mark for one in robot.hashes):
-            return _NOTHING
+            return _SOMETHING
         ends_at = min(expires_at, robot.expires_at or expires_at)
         return Shown(Caller(name), True, self._until(ends_at))
 

@@ -168,7 +168,7 @@ class Dashboard:
             )
         except BreakwaterError as error:
             return await self._prefetch_page(request, asked, str(error), status_of(error))
-        raise web.HTTPSeeOther("/prefetch")  # so that reloading the page orders nothing again
+        return web.Response(status=303, headers={"Location": "/prefetch"})  # reloading it orders nothing again
 
     async def _prefetch_page(
         self, request: web.Request, asked: Mapping[str, str], trouble: str = "", status: int = 200

@@ -100,6 +100,13 @@ class UpstreamStatus(Open):
     addresses: list[AddressStatus] = Field(description="Each of its addresses, in the order in which they are tried.")
 
 
+class RefusedMove(Document):
+    project: str
+    reference: str
+    kept: str = Field(description="The digest that the tag, immutable here, keeps.")
+    upstream: str | None = Field(description="What upstream means by it now; null where it has it no longer.")
+
+
 class Status(Open):
     version: str
     uptime_s: float
@@ -111,6 +118,7 @@ class Status(Open):
     upstream_bytes: int
     store: StoreStatus
     transfers: list[TransferStatus]
+    refused_tag_moves: list[RefusedMove] = Field(description="Moves upstream of tags that are immutable here.")
     upstreams: dict[str, UpstreamStatus]
     connections: int
     listen: list[str]

@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
+from math import inf
 from typing import TypeVar
 
 from aiohttp import web
@@ -28,7 +29,7 @@ from proxy.ports import Clock, LocalFile, TagPage
 from proxy.web import errors as error_table
 from proxy.web.callers import TOKEN_PATH, Callers, Shown, repository_of
 from proxy.web.ready import READY, Ready
-from proxy.web.serve import Part, Sender
+from proxy.web.serve import Part, ReadFailed, Sender, Sent, size_of
 
 T = TypeVar("T")
 
@@ -36,7 +37,7 @@ T = TypeVar("T")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 #: Headers that make an answer one caller's or one request's: it is not kept for others.
-_SPEAKS_FOR_ONE = ("Authorization", "X-Request-Id", "If-None-Match")
+_SPEAKS_FOR_ONE = ("X-Request-Id", "If-None-Match")
 
 _COMMON = error_table.COMMON
 
@@ -160,12 +161,18 @@ class Registry:
         if ranges.etag_matches(request.headers.get("If-None-Match"), etag):
             return web.Response(status=304, headers=headers)
         response = self._document(request, headers, held.body, said)
-        if not any(name in request.headers for name in _SPEAKS_FOR_ONE):
-            again = self._pull.vouch(asked, pulled)
+        if shown.may_be_kept and not any(name in request.headers for name in _SPEAKS_FOR_ONE):
+            again = self._while_known(shown, self._pull.vouch(asked, pulled))
             if again is not None:
                 body = held.body if request.method == "GET" else b""
                 request[READY] = Ready(said, body, again, has_age=pulled.age_s is not None)
         return response
+
+    def _while_known(self, shown: Shown, again: Callable[[], float | None] | None) -> Callable[[], float | None] | None:
+        """`again`, for as long as what the request showed is good; new settings end it in any case."""
+        if again is None or shown.good_until == inf:
+            return again
+        return lambda: again() if self._clock.monotonic() < shown.good_until else None
 
     async def _blob(
         self, request: web.BaseRequest, asked: BlobGet, caller: Caller, said: Answered
@@ -198,7 +205,12 @@ class Registry:
         if parts is None:
             _let_go(opened)
             return response
-        await self._send(request, response, opened, parts, said)
+
+        async def instead(failure: ReadFailed) -> Opened:
+            rotten = f"{asked.digest}: {failure}" if failure.is_short else ""
+            return await self._pull.blob_instead(asked, caller, rotten=rotten)
+
+        await self._send(request, response, opened, parts, said, instead)
         return response
 
     async def _tags(self, request: web.BaseRequest, asked: TagsList, caller: Caller, said: Answered) -> web.Response:
@@ -239,10 +251,22 @@ class Registry:
         opened: Opened,
         parts: Sequence[Part],
         said: Answered,
+        instead: Callable[[ReadFailed], Awaitable[Opened]],
     ) -> None:
-        """Send a body. What fails after the headers can only end it short; the connection closes behind it (INV-3)."""
+        """Send a body. Where the file cannot be read on, the rest comes from `instead`. What else fails after the
+        headers can only end it short; the connection closes behind it (INV-3)."""
         try:
-            sent = await self._sender.send(request, response, opened.source, parts)
+            try:
+                sent = await self._sender.send(request, response, opened.source, parts)
+            except ReadFailed as failure:
+                said.error = str(failure)
+                n_sent = sum(map(size_of, parts)) - sum(map(size_of, failure.rest))
+                other = await instead(failure)
+                if other.size != opened.size:
+                    _let_go(other)
+                    raise
+                sent = await self._sender.send(request, response, other.source, failure.rest)
+                sent = Sent(n_sent + sent.n_bytes, sent.ending)
         except errors.BreakwaterError as error:
             if not response.prepared:
                 raise

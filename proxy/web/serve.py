@@ -213,15 +213,15 @@ class Sender:
         finally:
             self._bodies.discard(body)
             body.close()
-            if body.n_sent < sum(map(_size, parts)):
+            if body.n_sent < sum(map(size_of, parts)):
                 response.force_close()  # whatever the reason: nothing may follow a body that is short
 
     def _small(self, source: BlobSource, parts: Sequence[Part]) -> bytes | None:
         """The whole body, where it is small and at hand."""
-        if not isinstance(source, LocalFile) or sum(map(_size, parts)) > SMALL_BYTES:
+        if not isinstance(source, LocalFile) or sum(map(size_of, parts)) > SMALL_BYTES:
             return None
         pieces = [
-            part if isinstance(part, bytes) else self._disk.read_resident(source.blob.fd, part.start, _size(part))
+            part if isinstance(part, bytes) else self._disk.read_resident(source.blob.fd, part.start, size_of(part))
             for part in parts
         ]
         return b"".join(pieces) if None not in pieces else None  # type: ignore[arg-type]  # None is not in it
@@ -320,7 +320,8 @@ class Sender:
             self._arm_sweep()
 
 
-def _size(part: Part) -> int:
+def size_of(part: Part) -> int:
+    """Bytes of a part."""
     return len(part) if isinstance(part, bytes) else part.length
 
 
@@ -328,9 +329,9 @@ def _remaining(parts: Sequence[Part], n_sent: int) -> Sequence[Part]:
     """What is left of `parts` after their first `n_sent` bytes."""
     rest: list[Part] = []
     for part in parts:
-        taken = min(n_sent, _size(part))
+        taken = min(n_sent, size_of(part))
         n_sent -= taken
-        if taken < _size(part):
+        if taken < size_of(part):
             rest.append(part[taken:] if isinstance(part, bytes) else Range(part.start + taken, part.end))
     return tuple(rest)
 

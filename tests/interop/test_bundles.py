@@ -164,6 +164,7 @@ def test_a_bundle_makes_a_sealed_registry(
     assert imported["n_images"] == 2
     assert imported["signed_by"].startswith("ed25519:")
     assert imported["imported_at"] >= imported["created_at"] > 0
+    assert f"signed by {imported['signed_by']}" in breakwater_command(sealed, "status").out
 
     # And on from there: the same bundle again, blob for blob.
     onward = scratch / f"onward-{next(_SEED)}.tar"
@@ -459,14 +460,15 @@ def test_an_import_has_little_in_memory(scratch: Path, n_mib: int) -> None:
     far.settings_path.write_text(far.settings_path.read_text().replace('"8GiB"', f'"{n_mib + 64}MiB"'))
     command = [sys.executable, "-m", "proxy", "import", "--config", str(far.settings_path), str(path)]
     began = time.monotonic()
-    child, peak_kib = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), 0
+    with (scratch / "large.log").open("w") as log:
+        child, peak_kib = subprocess.Popen(command, stdout=log, stderr=log), 0
     while child.poll() is None:
         # Not ru_maxrss: that counts what this process had before it became the other.
         found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{child.pid}/status").read_text())
         peak_kib = max(peak_kib, int(found[1]) if found else 0)
         time.sleep(0.02)
     took_s = time.monotonic() - began
-    assert child.returncode == 0
+    assert child.returncode == 0, (scratch / "large.log").read_text()
     print(f"import of {n_mib} MiB: {n_mib / took_s:.0f} MiB/s, {peak_kib / 1024:.0f} MiB in memory at most")
     assert 0 < peak_kib < 256 * 1024
     with Containerd(scratch / f"containerd-{next(_SEED)}", "127.0.0.1:9") as containerd:
@@ -493,3 +495,46 @@ def large_layout(folder: Path, n_mib: int) -> None:
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config.descriptor, "layers": layers}
     wanted = Image(json.dumps(document).encode(), OCI_MANIFEST, (config,))
     write_layout(folder, wanted, f"{TEST_HOST}/team/large:1")
+
+
+def test_what_a_sealed_upstream_has_stays(carried: Carried, origin: Origin, scratch: Path) -> None:
+    """`sealed` under one upstream: it is never asked and loses nothing, while others come and go beside it."""
+    settings = upstreams_at(origin.url)
+    settings["upstreams"][TEST_HOST] = {"url": "http://127.0.0.1:9", "sealed": True}
+    half = Breakwater(scratch / f"half-{next(_SEED)}", settings)
+    half.settings_path.write_text(half.settings_path.read_text().replace('"8GiB"', '"6MiB"'))
+    assert breakwater_command(half, "import", str(carried.path)).code == 0
+    with half, Skopeo(scratch / f"skopeo-{next(_SEED)}", half.address) as skopeo:
+        for _ in range(3):
+            name = f"library/passing-{next(_SEED)}"
+            origin.push(name, "1", image(next(_SEED), (3_000 * KIB,)))
+            skopeo.host = "docker.io"
+            skopeo.pull(name, "1")
+        assert half.status()["store"]["evicted_bytes"] > 0
+        skopeo.host = TEST_HOST
+        assert skopeo.pull("team/app", "1") == carried.app.digest
+        done = breakwater_command(half, "prefetch", f"{TEST_HOST}/team/app:9")
+        assert done.code == 1
+        assert "sealed" in done.out
+        half.stop_cleanly()
+
+
+def test_policy_holds_on_the_way_in_and_out(carried: Carried, scratch: Path) -> None:
+    """Promise 6: what may not be pulled is neither imported under its name nor exported."""
+    far = sealed_at(scratch / f"strict-{next(_SEED)}")
+    far.settings_path.write_text(f'{far.settings_path.read_text()}\n[policy]\ndeny = ["{TEST_HOST}/team/**"]\n')
+    done = breakwater_command(far, "import", "--json", str(carried.path))
+    assert done.code == 1
+    refused = [each for each in done.report["images"] if each["missing"]]
+    assert [each["reference"] for each in refused] == [APP]
+    assert "team/**" in next(iter(refused[0]["missing"].values()))
+    files = [path for path in (far.store / "breakwater" / "blobs").rglob("*") if path.is_file()]
+    assert len(files) == 4, "only what the other image needs stays"
+
+    with carried.mirror.settings_path.open("a") as settings:
+        settings.write(f'\n[policy]\ndeny = ["{carried.app.children[0].blobs[1].digest}"]\n')
+    done = breakwater_command(carried.mirror, "export", "-o", str(scratch / "denied.tar"), APP)
+    assert done.code == 1
+    assert "is denied" in done.out
+    text = carried.mirror.settings_path.read_text()
+    carried.mirror.settings_path.write_text(text[: text.index("\n[policy]")])

@@ -283,6 +283,7 @@ def test_a_reload_takes_up_what_was_written(scratch: Path, origin: Origin) -> No
     content = _blob(6 * MIB)
     digest = origin.push_blob("library/held", content)
     origin.push("team/app", "1", image(next(_SEED), (1000,)))
+    origin.push("library/ruled", "1", image(next(_SEED), (1000,)))
     with Relay(origin.port, hold_back=MIB, holds=lambda target: digest in target) as relay:
         with Breakwater(scratch / "taken-up", upstreams_at(relay.url)) as breakwater:
             visits = [Visit(_path(digest))]
@@ -290,11 +291,14 @@ def test_a_reload_takes_up_what_was_written(scratch: Path, origin: Origin) -> No
             reader.start()
             eventually(lambda: visits[0].n_bytes, "it reads")
             assert _get(breakwater.port, "/v2/new.example/team/app/manifests/1")[0] == 404
+            for _ in range(3):
+                assert _get(breakwater.port, "/v2/library/ruled/manifests/1")[0] == 200
             rules = {"projects": {"default": {"deny": ["docker.io/library/**"]}}}
             _rewrite(breakwater, _upstreams(docker_io=origin.url, new_example=origin.url) | rules)
             assert "taken up" in _reload(breakwater)
             assert _get(breakwater.port, "/v2/new.example/team/app/manifests/1")[0] == 200
             assert _get(breakwater.port, _path(digest))[0] == 403
+            assert _get(breakwater.port, "/v2/library/ruled/manifests/1")[0] == 403, "however often it was answered"
             assert _get(breakwater.port, f"/v2/{TEST_HOST}/team/app/manifests/1")[0] == 404
             relay.release()
             reader.join()

@@ -14,7 +14,7 @@ from tests.support.commands import breakwater_command
 from tests.support.images import Blob, artifact, image, manifest, multi_arch
 from tests.support.images import index as referring_index
 from tests.support.origin import Origin
-from tests.support.process import Breakwater
+from tests.support.process import Breakwater, eventually
 
 _SEED = count(81_000)
 KIB = 1024
@@ -119,3 +119,22 @@ def test_a_wrong_order_is_wrong_usage(scratch: Path, origin: Origin, arguments: 
     done = breakwater_command(mirror, "prefetch", *arguments)
     assert done.code == 2
     assert len(done.err.splitlines()) == 1
+
+
+def test_the_list_in_the_settings_is_here_at_all_times(scratch: Path, origin: Origin) -> None:
+    """[prefetch]: fetched by the server itself, pinned, and told in status."""
+    name = f"library/standing-{next(_SEED)}"
+    pushed = origin.push(name, "1", image(next(_SEED), (20 * KIB,)))
+    images = scratch / f"standing-{next(_SEED)}.txt"
+    images.write_text(f"{name.removeprefix('library/')}:1\n")
+    settings = {**upstreams_at(origin.url), "prefetch": {"list": [str(images)], "schedule": "1h"}}
+    with Breakwater(scratch / f"standing-{next(_SEED)}", settings) as mirror:
+        eventually(lambda: mirror.status()["prefetch"], "the first run is over")
+        assert mirror.status()["prefetch"]["missing"] == {}
+        assert mirror.status()["pins"]["references"] == 1
+        n_before = len(origin.requests())
+        with Skopeo(scratch / f"skopeo-{next(_SEED)}", mirror.address) as skopeo:
+            skopeo.host = "docker.io"
+            assert skopeo.pull(name, "1") == pushed.digest
+        assert len(origin.requests()) == n_before
+        mirror.stop_cleanly()

@@ -305,7 +305,7 @@ async def test_cancelled_at_any_await_it_gives_back_what_it_took(
             assert await act(running) == right
             await _settled(running, upstream, store)
             left = {task.get_name() for task in tasks_of(running.owner)}
-            assert left <= {"remember the order of use"}
+            assert left <= {"remember the order of use", "watch the file system"}
         await store.aclose()
         if not cut.was_cancelled:
             assert n > 1, "it waited somewhere, and was cut there"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from proxy.engine.guarded import GuardedUpstream
 from proxy.engine.robots import Robots
 from proxy.engine.tasks import TaskOwner
 from proxy.events import Answered, Event, UpstreamAsked
@@ -180,10 +181,15 @@ async def appliance(
     host: str = HOST,
     policy: Mapping[str, Any] | None = None,
     header_deadline_s: float = 25.0,
+    is_guarded: bool = False,
+    clock: ManualClock | None = None,
     **engine_words: Any,
 ) -> AsyncIterator[Appliance]:
-    """Everything, over a store in `folder`. `policy` are fields of UpstreamPolicy, `engine_words` go to `engine`."""
-    clock = HastyClock()
+    """Everything, over a store in `folder`. `policy` are fields of UpstreamPolicy, `engine_words` go to `engine`.
+
+    `is_guarded`: with the circuit breaker and the budget before the client, as the settings wire it.
+    """
+    clock = clock or HastyClock()
     owner = TaskOwner(print)
     events: list[Event] = []
     client = RegistryClient(
@@ -194,6 +200,16 @@ async def appliance(
         chance=lambda: 0.0,
     )
     asked: dict[str, Upstream] = {host: client}
+    if is_guarded:
+        asked[host] = GuardedUpstream(
+            client,
+            host=host,
+            address=registry.url,
+            clock=clock,
+            chance=lambda: 0.0,
+            observe=events.append,
+            quote=lambda: client.budget,
+        )
     reports: list[str] = []
     async with AsyncExitStack() as stack:
         store = await DiskStore.open(folder, clock=clock, report=reports.append)

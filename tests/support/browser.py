@@ -16,6 +16,8 @@ from tests.support.process import START_S, Child, eventually, program
 
 #: The key of an element's reference in WebDriver's JSON (WebDriver § Elements).
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
+#: Patience with a page, in seconds. Never a claim about speed.
+SEES_S = 20
 TAB = "\ue004"
 ENTER = "\ue007"
 
@@ -128,6 +130,10 @@ class Browser(Child):
         """Type into it, after what is there."""
         self._ask("POST", f"{self._session}/element/{self._found(css)}/value", {"text": text})
 
+    def empty(self, css: str) -> None:
+        """Take out what is written in it."""
+        self._ask("POST", f"{self._session}/element/{self._found(css)}/clear", {})
+
     def press(self, keys: str) -> None:
         """Press keys, wherever the focus is."""
         actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
@@ -135,8 +141,14 @@ class Browser(Child):
         self._ask("POST", f"{self._session}/actions", body)
 
     def sees(self, words: str, css: str = "main") -> None:
-        """Wait until the element's text has these words."""
-        eventually(lambda: words in self.text(css), f"{words!r} in {css}")
+        """Wait until the element's text has these words; the page may be on its way to another one meanwhile."""
+        eventually(lambda: words in self._shown(css), f"{words!r} in {css}", SEES_S)
+
+    def _shown(self, css: str) -> str:
+        try:
+            return "".join(self.texts(css)[:1])
+        except Refused:
+            return ""
 
     # -- the wire ---------------------------------------------------------------------------------------------------
 

@@ -304,7 +304,7 @@ class Engine:
     async def idle(self) -> None:
         """Wait until no transfer runs and no hashing."""
         while list(self.blobs.running()) or any(
-            not task.get_name().startswith(("remember", "count")) for task in tasks_of(self.owner)
+            not task.get_name().startswith(("remember", "count", "watch", "scrub")) for task in tasks_of(self.owner)
         ):
             await asyncio.sleep(0)
 
@@ -379,6 +379,8 @@ async def engine(
         clock=clock,
         owner=owner,
         observe=events.append,
+        notes=store_.notes,
+        records=store_.records,
     )
 
     async def condemn(digest: Digest, why: str) -> None:
@@ -391,6 +393,7 @@ async def engine(
     charges = Charges(allowances or {}, store_.charges, kept, **around)  # type: ignore[arg-type]
     await charges.load()
     manifests = Manifests(store_.blobs, kept, charges, links, verification, **around)  # type: ignore[arg-type]
+    kept.on_forgotten = lambda digests: manifests.forget(*digests)
     tags = Tags(store_.records, manifests, links, **around)  # type: ignore[arg-type]
     blobs = Blobs(
         Work(store_.blobs, kept, clock, lambda: 0.0, events.append, charges),

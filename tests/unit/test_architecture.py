@@ -61,7 +61,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "archives": {"cryptography", "zstandard"},
     "engine": {"cachetools"},
     "store": {"aiofiles", "diskcache"},
-    "upstream": {"aiohttp", "cachetools", "multidict", "yarl"},
+    "upstream": {"aiohttp", "cachetools", "jwt", "multidict", "yarl"},
     # The documents of the admin API are models like the settings; pages are made of templates.
     "web": {"aiohttp", "cachetools", "jinja2", "jwt", "multidict", "pydantic", "yarl"},
     "telemetry": {"prometheus_client"},

@@ -87,7 +87,7 @@ def test_a_line_says_what_happened() -> None:
     (line,) = log.lines()
     assert json.loads(line) == {
         "time": "2027-01-15T08:00:00.250+00:00",
-        "level": "info",
+        "level": "warning",
         "request": "id-1",
         "remote": "10.0.0.1",
         "method": "GET",
@@ -205,3 +205,53 @@ def test_what_libraries_say_is_a_line_of_ours_without_a_traceback() -> None:
 def test_safe_text_is_cut_before_it_is_escaped() -> None:
     """The limit is on what was sent."""
     assert safe("\n" * 10, 3) == "\\x0a\\x0a\\x0a"
+
+
+_MIB = 1 << 20
+STANDING_OUT = {
+    "failed": replace(PLAIN, status=502, error="upstream is down"),
+    "a body cut short under a good status": replace(PLAIN, ending="short"),
+    "a client that was cut for reading too slowly": replace(PLAIN, ending="slow"),
+    "a small answer that took long": replace(PLAIN, seconds=6.0),
+    "a body far slower than a link": replace(PLAIN, seconds=200.0, n_bytes=100 * _MIB),
+}
+ORDINARY = {
+    "a hit": PLAIN,
+    "not there": replace(PLAIN, status=404),
+    "a client that left": replace(PLAIN, ending="gone"),
+    "a large body on a slow link": replace(PLAIN, seconds=90.0, n_bytes=100 * _MIB),
+}
+
+
+@pytest.mark.parametrize("case", STANDING_OUT)
+def test_slow_and_failed_requests_stand_out(case: str) -> None:
+    """By their level, in both formats, and also where only errors are logged."""
+    log = Log(requests="errors")
+    log.log.observe(STANDING_OUT[case])
+    (line,) = log.lines()
+    assert (json.loads(line)["level"], json.loads(line)["request"]) == ("warning", "id-1")
+    log = Log(as_json=False)
+    log.log.observe(STANDING_OUT[case])
+    (line,) = log.lines()
+    assert " WARNING " in line
+
+
+@pytest.mark.parametrize("case", ORDINARY)
+def test_ordinary_requests_do_not_stand_out(case: str) -> None:
+    """What stands out is worth nothing when everything does."""
+    log = Log()
+    log.log.observe(ORDINARY[case])
+    (line,) = log.lines()
+    assert json.loads(line)["level"] == "info"
+    assert "slow" not in json.loads(line)
+
+
+def test_adjusted_it_writes_as_it_is_told_from_then_on() -> None:
+    """A reload changes format, level and requests without a restart."""
+    log = Log(level="warning", requests="off")
+    log.log.say("info", "not yet")
+    log.log.observe(PLAIN)
+    log.log.adjust(as_json=False, level="info", requests="all")
+    log.log.say("info", "now")
+    log.log.observe(PLAIN)
+    assert [line.split()[1] for line in log.lines()] == ["INFO", "INFO"]
