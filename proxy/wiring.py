@@ -45,6 +45,7 @@ from proxy.engine.pump import Work
 from proxy.engine.purge import Purge
 from proxy.engine.remains import Remains
 from proxy.engine.robots import Robots
+from proxy.engine.scrub import Refetch, Scrub
 from proxy.engine.seal import Seal
 from proxy.engine.standing import Standing
 from proxy.engine.tags import Tags
@@ -55,7 +56,8 @@ from proxy.errors import BadRequest, InvalidSettings, StoreError
 from proxy.events import Event, Noticed, UpstreamAsked, UpstreamUnreached
 from proxy.fitting import Fitting, asked_of, conditions_shown, ignored_proxies
 from proxy.oci.digest import Digest
-from proxy.ports import Upstream
+from proxy.oci.endpoints import BlobGet, ManifestGet, RepositoryPath
+from proxy.ports import Holding, LocalFile, Upstream
 from proxy.rules.closure import Platforms
 from proxy.rules.freshness import TagPolicy
 from proxy.rules.gates.access import EVERYBODY, Access, Robot
@@ -78,7 +80,7 @@ from proxy.telemetry.audit import Audit, TurningFile
 from proxy.telemetry.log import EventLog, LineWriter
 from proxy.telemetry.tally import Tally
 from proxy.web import freight as freight_routes
-from proxy.web import operations
+from proxy.web import operations, scrubbing
 from proxy.web import projects as project_routes
 from proxy.web.admin import Admin, Probes
 from proxy.web.callers import Callers
@@ -127,6 +129,7 @@ class Appliance:
     activity: Activity
     catalogue: Catalogue
     purge: Purge
+    scrub: Scrub
     seal: Seal
     standing: Standing
     started_at: float
@@ -325,6 +328,17 @@ class Appliance:
             activity=activity,
             catalogue=Catalogue(store.records, links, capacity, clock=clock, owner=owner),
             purge=Purge(store.records, links, tags, manifests, capacity, observe),
+            scrub=Scrub(
+                store.blobs,
+                store.records,
+                store.facts,
+                verification,
+                capacity.ledger.size_of,
+                refetching(pull),
+                clock=clock,
+                owner=owner,
+                observe=observe,
+            ),
             started_at=clock.monotonic(),
         )
         try:
@@ -333,13 +347,13 @@ class Appliance:
         except BaseException:
             await self.aclose()
             raise
-        if listens:
-            owner.spawn_background(_sweep(store, observe), "sweep what an earlier run left unfinished")
         for name, project in settings.projects.items():
             if project.quota is not None and project.quota > capacity.ledger.capacity:
                 told = f"the quota of project {name!r} is larger than the store may become, so it will never bind"
                 log.say("warning", told)
         capacity.start()
+        if listens:
+            self.scrub.start(int(settings.store.scrub_rate))
         charges.start()
         if listens and settings.prefetch.list:
             owner.spawn_background(self.standing.run_forever(), "the standing order")
@@ -365,10 +379,9 @@ class Appliance:
         listen = [str(listening) for listening in self.settings.server.listen]
         await self.data.start(not_covered(listen, handed.data), handed.data)
 
-    def _admin(self, probes: Probes, token: str) -> Admin:
-        """What operators ask and see. A feature with a question of its own adds its `Operation` to the list here."""
-        server = self.settings.server
-        seen = operations.Seen(
+    def seen(self) -> operations.Seen:
+        """What operators can look at."""
+        return operations.Seen(
             status=self.status,
             usage=self.charges.usage,
             projects=lambda: {DEFAULT_PROJECT, *map(str, self.settings.projects)},
@@ -376,6 +389,11 @@ class Appliance:
             catalogue=self.catalogue,
             purge=self.purge,
         )
+
+    def _admin(self, probes: Probes, token: str) -> Admin:
+        """What operators ask and see. A feature with a question of its own adds its `Operation` to the list here."""
+        server = self.settings.server
+        seen = self.seen()
         names = [*server.admin_hosts]
         if isinstance(server.admin_listen, TcpAddress):
             names.append(server.admin_listen.host)
@@ -387,6 +405,7 @@ class Appliance:
             operations=[*operations.operations(seen)],
             also=[
                 *freight_routes.routes(self.freight),
+                *scrubbing.routes(self.scrub),
                 *project_routes.routes(self.explain.of, self.usage, self.charges.recount),
             ],
             described=operations.ELSEWHERE,
@@ -577,17 +596,6 @@ class Appliance:
         quotas: dict[tuple[str, ...], float] = {(u.project,): u.quota for u in usage if u.quota is not None}
         self.tally.gauge("breakwater_project_bytes", "Stored bytes that a project pays for.", used, "project")
         self.tally.gauge("breakwater_project_quota_bytes", "What a project may hold.", quotas, "project")
-
-
-async def _sweep(store: DiskStore, observe: Callable[[Event], None]) -> None:
-    """Remove what a killed process was in the middle of: nobody else counts those bytes (INV-2, INV-5)."""
-    try:
-        freed = await store.blobs.sweep_ingest()
-    except StoreError as error:
-        observe(Noticed("warning", f"what an earlier run left unfinished stays where it is: {error}"))
-        return
-    if freed:
-        observe(Noticed("info", f"{freed} bytes that an earlier run left unfinished were removed"))
 
 
 class UpstreamHealth:
@@ -811,6 +819,30 @@ def work_alone(settings: Settings, work: Callable[[Freight], Awaitable[T]]) -> T
 
     Raises Unavailable when a server has the store, and whatever `work` raises.
     """
+    return _alone(settings, lambda appliance: work(appliance.freight))
+
+
+def verify_alone(settings: Settings, work: Callable[[Scrub], Awaitable[T]]) -> T:
+    """Like `work_alone`, for the hashing of what is stored. Raises alike."""
+
+    async def verify(appliance: Appliance) -> T:
+        await appliance.capacity.counted()
+        return await work(appliance.scrub)
+
+    return _alone(settings, verify)
+
+
+def look_alone(settings: Settings, work: Callable[[operations.Seen], Awaitable[T]]) -> T:
+    """Like `work_alone`, for what operators look at and take out. Raises alike."""
+
+    async def look(appliance: Appliance) -> T:
+        await appliance.capacity.counted()
+        return await work(appliance.seen())
+
+    return _alone(settings, look)
+
+
+def _alone(settings: Settings, work: Callable[[Appliance], Awaitable[T]]) -> T:
     writer = LineWriter(sys.stderr)
     log = EventLog(writer, SystemClock().wall, as_json=False, level="error", requests="off")
     try:
@@ -820,9 +852,31 @@ def work_alone(settings: Settings, work: Callable[[Freight], Awaitable[T]]) -> T
         writer.close()
 
 
-async def _work_alone(settings: Settings, work: Callable[[Freight], Awaitable[T]], log: EventLog) -> T:
+async def _work_alone(settings: Settings, work: Callable[[Appliance], Awaitable[T]], log: EventLog) -> T:
     appliance = await Appliance.start(settings, log, listens=False)
     try:
-        return await work(appliance.freight)
+        return await work(appliance)
     finally:
         await appliance.aclose()
+
+
+def refetching(pull: Pull) -> Refetch:
+    """How the scrub has something fetched again: through the read path, as the holding's readers would."""
+
+    async def refetch(holding: Holding, digest: Digest, is_manifest: bool) -> None:
+        project = None if holding.project == DEFAULT_PROJECT else holding.project
+        path = RepositoryPath(project, holding.repository)
+        if is_manifest:
+            await pull.manifest(ManifestGet(path, digest, holding.host))
+            return
+        _, opened = await pull.blob(BlobGet(path, digest, holding.host))
+        source = opened.source
+        if isinstance(source, LocalFile):
+            source.blob.close()
+            return
+        try:
+            await source.beyond(opened.size - 1)
+        finally:
+            source.leave()
+
+    return refetch

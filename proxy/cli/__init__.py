@@ -235,9 +235,22 @@ for _command in carry.commands:
     cli.add_command(_command)
 
 
-# -- robot, explain, du ------------------------------------------------------------------------------------------------
+# -- ls, purge, robot, explain, du --------------------------------------------------------------------------------------
+
+from proxy.cli import contents  # noqa: E402 – it uses what is above
+
+for _command in contents.commands:
+    cli.add_command(_command)
 
 from proxy.cli import projects  # noqa: E402 – it uses what is above
 
 for _command in projects.commands:
+    cli.add_command(_command)
+
+
+# -- verify ------------------------------------------------------------------------------------------------------------
+
+from proxy.cli import keeping  # noqa: E402 – it uses what is above
+
+for _command in keeping.commands:
     cli.add_command(_command)

@@ -38,6 +38,7 @@ AT_START = frozenset(
         "store.path",
         "store.capacity",
         "store.min_free",
+        "store.scrub_rate",
         "prefetch.list",
         "prefetch.schedule",
         "prefetch.platforms",

@@ -207,6 +207,13 @@ class Store(Section):
         "evicts pods when 15% is left.",
     )
 
+    scrub_rate: Rate = setting(
+        "4MiB/s",
+        unit="bytes per second",
+        what="How fast what is stored is hashed again in the background, to find rot; 0 for not at all.",
+        why="A terabyte in three days, for a quarter of a percent of a processor.",
+    )
+
     @property
     def min_free_inode_share(self) -> float:
         """The share of the file system's inodes that stays free, between 0 and 1."""

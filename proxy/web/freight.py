@@ -121,7 +121,10 @@ async def told(
         except ConnectionError:
             worker.cancel()  # nobody waits for it any more
             return response
-    await response.write_eof()
+    try:
+        await response.write_eof()
+    except ConnectionError:
+        pass  # it had read the report, and went
     return response
 
 

@@ -316,8 +316,7 @@ def operations(seen: Seen) -> list[Operation]:
         return Denials(denials=[_denial(refusal) for refusal in seen.activity.refusals(asked.limit)])
 
     async def images(asked: Search) -> Images:
-        found, more = await seen.catalogue.search(asked.search, project=asked.project, limit=asked.limit)
-        return Images(images=[_found(stored) for stored in found], more=more)
+        return await search(seen, asked)
 
     async def image(asked: OneImage) -> ImageIn:
         return await look_at(seen, asked.reference, asked.project)
@@ -346,6 +345,12 @@ def operations(seen: Seen) -> list[Operation]:
             {404: "Nothing here is called that."},
         ),
     ]
+
+
+async def search(seen: Seen, asked: Search) -> Images:
+    """What is cached under names that match."""
+    found, more = await seen.catalogue.search(asked.search, project=asked.project, limit=asked.limit)
+    return Images(images=[_found(stored) for stored in found], more=more)
 
 
 async def look_at(seen: Seen, text: str, project: str = "") -> ImageIn:

@@ -244,3 +244,30 @@ def test_over_a_unix_socket_no_token_is_asked_for(scratch: Path, origin: Origin)
         assert answer.startswith(b"HTTP/1.1 200"), answer
         assert running.status()["store"]["blobs"] == 0
         running.stop_cleanly()
+
+
+def test_the_store_is_listed_and_purged_by_command_with_and_without_a_server(scratch: Path, origin: Origin) -> None:
+    """Product, command line: `ls` and `purge` speak to a running server, and take the lock only when there is none."""
+    running = Breakwater(scratch / "commands", upstreams_at(origin.url))
+    names = [f"library/listed-{next(_SEED)}" for _ in range(2)]
+    with running:
+        for name in names:
+            pull(running, name, "1", origin.push(name, "1", image(next(_SEED), (4 * KIB,))))
+        assert _listed(running, "listed") == names
+        done = breakwater_command(running, "purge", f"docker.io/{names[0]}", "--json")
+        assert (done.code, done.report["blobs"]) == (0, 3), done.err
+        absent = breakwater_command(running, "purge", f"docker.io/{names[0]}")
+        assert absent.code == 1 and "nothing here is called" in absent.err
+        running.stop_cleanly()
+    assert _listed(running) == names[1:]
+    assert "would go: 1 tags" in breakwater_command(running, "purge", f"docker.io/{names[1]}:1", "--dry-run").out
+    assert breakwater_command(running, "purge", f"docker.io/{names[1]}:1").code == 0
+    assert _listed(running) == []
+    assert breakwater_command(running, "purge", f"docker.io/{names[1]}:1").code == 1
+    assert breakwater_command(running, "purge", "no such thing").code == 2
+
+
+def _listed(running: Breakwater, *words: str) -> list[str]:
+    done = breakwater_command(running, "ls", *words, "--json")
+    assert done.code == 0, done.err
+    return [one["repository"] for one in done.report["images"]]

@@ -25,10 +25,11 @@ from proxy.errors import (
 from proxy.events import TransferEnded
 from proxy.oci.digest import Digest, Verifier
 from proxy.ports import LocalFile, Tail
+from proxy.rules.ledger import BLOCK_BYTES
 from proxy.rules.transfer import HELD_BACK_BYTES
 from proxy.store.memory import MemoryBlobs, MemoryIngest, MemoryStore
 from tests.support.appliance import HastyClock
-from tests.support.engine import ALPINE, HOST, Engine, FakeUpstream, Script, engine, route, whole
+from tests.support.engine import ALPINE, HOST, Engine, FakeUpstream, Script, engine, route, tasks_of, whole
 
 BODY = os.urandom(300_000)
 DIGEST = Digest.of(BODY)
@@ -443,6 +444,71 @@ async def test_a_body_of_unknown_size_that_outgrows_its_room_passes_through(upst
         assert await running.stored(DIGEST) is None
 
 
+async def test_room_that_runs_out_on_the_way_costs_readers_nothing(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """INV-5: a body of unknown size reserves step by step; at the first step that is refused the file ends, and the
+    rest goes on through memory, hashed all the same."""
+    monkeypatch.setattr("proxy.engine.capacity.STEP_BYTES", 40 * BLOCK_BYTES)
+    upstream.says_size = False
+    limit = 60 * BLOCK_BYTES
+    async with engine(upstream, capacity=limit, clock=HastyClock()) as running:
+        reading = [asyncio.create_task(running.read(DIGEST)) for _ in range(3)]
+        while not all(task.done() for task in reading):
+            assert running.ledger.committed + running.ledger.reserved <= limit
+            assert all(ingest.n_bytes <= limit for ingest in running.store.blobs.unfinished)  # type: ignore[union-attr]
+            await asyncio.sleep(0)
+        assert {task.result() for task in reading} == {BODY}
+        await running.idle()
+        assert await running.stored(DIGEST) is None
+        assert upstream.count("blob") == 1
+
+
+@pytest.mark.parametrize(
+    "fails", [at("ingest", 0, FULL), at("write", 100_000, FULL)], ids=["no file at all", "no file from the middle on"]
+)
+async def test_a_wrong_body_ends_short_without_a_file_too(
+    upstream: FakeUpstream, fails: Callable[[str, int], BreakwaterError | None]
+) -> None:
+    """INV-3 without a file: the end is held back until the digest agrees, whether or not anything is kept."""
+    upstream.scripts[DIGEST] = [Script(len(BODY), [BODY[:100_000], BODY[100_000:-1], b"?"])]
+    store = MemoryStore()
+    store.blobs = SickBlobs(fails)
+    async with engine(upstream, store=store, clock=HastyClock()) as running:
+        with pytest.raises(Misbehaved):
+            await running.read(DIGEST)
+        await running.idle()
+    await store.aclose()
+
+
+async def test_a_transfer_without_a_file_ends_with_its_last_reader(upstream: FakeUpstream) -> None:
+    """Whatever the setting: nothing would be kept, so nobody is served by going on."""
+    gate = paused(upstream)
+    async with engine(upstream, capacity=0, clock=HastyClock()) as running:
+        opened = await running.open(DIGEST)
+        await turns()
+        tail_of(opened).leave()
+        await running.idle()
+        assert not any(upstream.open_bodies.values())
+        gate.set()
+
+
+async def test_a_blob_is_not_evicted_under_the_readers_of_its_transfer(upstream: FakeUpstream) -> None:
+    """It has its name, and somebody still reads the file that was being filled."""
+    other = upstream.put_blob(os.urandom(200_000))
+    async with engine(upstream, capacity=400_000, clock=HastyClock()) as running:
+        slow = await running.open(DIGEST)
+        assert await running.read(DIGEST) == BODY
+        await running.idle()
+        assert len(await running.read(other)) == 200_000
+        await running.idle()
+        assert await running.stored(other) is None
+        assert await whole(slow) == BODY
+        await running.read(other)
+        await running.idle()
+        assert await running.stored(other) is not None
+
+
 async def test_a_transfer_without_a_file_waits_for_a_slow_reader_and_then_goes_on_without_it() -> None:
     """A reader that has stalled is cut short after its patience, once, and does not slow the others down."""
     body = os.urandom(RING_BYTES + (6 << 20))
@@ -451,27 +517,14 @@ async def test_a_transfer_without_a_file_waits_for_a_slow_reader_and_then_goes_o
     async with engine(upstream, store=store) as running:
         stalled, brisk = await running.open(digest), await running.open(digest)
         reading = asyncio.create_task(whole(brisk))
-        await _still(running)
+        await _until(lambda: any(task.get_name() == "deadline" for task in tasks_of(running.owner)))
         assert not reading.done(), "the ring is full, and one has not begun"
         await running.clock.advance(LAGGARD_PATIENCE_S)
-        await _still(running)
-        assert reading.done(), "the one that stalled is waited for once"
-        assert await reading == body
+        assert await reading == body, "the one that stalled is waited for once: nobody moves the clock again"
         with pytest.raises(Overloaded):
             await whole(stalled)
         await running.idle()
     await store.aclose()
-
-
-async def _still(running: Engine) -> None:
-    """Wait until nothing moves any more: the worker thread that hashes has to have had its turns too."""
-    transfer = next(running.blobs.running(), None)
-    calm = 0
-    while calm < 2000 and transfer is not None and not transfer.has_ended:
-        before = transfer.received
-        await asyncio.sleep(0)
-        await asyncio.to_thread(int)
-        calm = calm + 1 if transfer.received == before else 0
 
 
 async def test_late_readers_of_a_transfer_without_a_file_start_another(upstream: FakeUpstream) -> None:
@@ -500,6 +553,7 @@ async def test_late_readers_of_a_transfer_without_a_file_start_another(upstream:
 
 
 async def _until(true: Callable[[], bool]) -> None:
+    """Give turns to the loop, and to the worker thread that hashes, until it is true."""
     while not true():
         await asyncio.sleep(0)
         await asyncio.to_thread(int)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,13 @@ PROVEN_IN = {
 _ID = re.compile(r"INV-\d+")
 
 
+@cache
 def named_in_source() -> set[str]:
     """Every id that the package names."""
     return {found for path in SOURCE.rglob("*.py") for found in _ID.findall(path.read_text(encoding="utf-8"))}
 
 
+@cache
 def named_by_tests() -> dict[str, set[str]]:
     """id -> the tests whose own docstring names it, as file::function."""
     found: dict[str, set[str]] = defaultdict(set)

@@ -271,8 +271,9 @@ async def test_a_tag_that_is_deleted_upstream_is_gone_and_its_digest_is_not(
     await running.clock.advance(TTL_S)
     with pytest.raises(UnknownManifest):
         await resolve(running)
-    with pytest.raises(UnknownManifest):
-        await resolve(running)
+    upstream.failure = FAILURES["unreachable"]
+    with pytest.raises(Unreachable):
+        await resolve(running)  # what upstream has deleted does not come back when it is down
     held, outcome = await running.manifests.get(route(), running.origin(), Digest.parse(ONE.digest))
     assert (held.body, outcome) == (ONE.body, "hit")
 

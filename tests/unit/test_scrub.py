@@ -1,0 +1,126 @@
+"""engine/scrub.py: rot is found, taken out of reach and, where wanted, fetched again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.engine.scrub import CURSOR, Scrub
+from proxy.oci.digest import Digest
+from proxy.oci.endpoints import BlobGet, ManifestGet, RepositoryPath
+from proxy.ports import Holding, LocalFile
+from proxy.store.disk import DiskStore
+from tests.support import images
+from tests.support.appliance import HastyClock
+from tests.support.engine import Engine, FakeUpstream, engine, route, tag
+
+IMAGE = images.image(3, (30_000, 40_000))
+LAYERS = [Digest.parse(blob.digest) for blob in IMAGE.blobs]
+MANIFEST = Digest.parse(IMAGE.digest)
+
+
+def path_of(root: Path, digest: Digest) -> Path:
+    return root / "breakwater" / "blobs" / digest.algorithm / digest.hex[:2] / digest.hex
+
+
+def rot(root: Path, digest: Digest, at: int = 5) -> None:
+    """One bit, with nothing else changed that anybody looks at."""
+    path = path_of(root, digest)
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte[0] ^ 1]))
+    path.chmod(0o444)
+
+
+def scrub_of(running: Engine) -> Scrub:
+    async def refetch(holding: Holding, digest: Digest, is_manifest: bool) -> None:
+        path = RepositoryPath(None, holding.repository)
+        if is_manifest:
+            await running.pull.manifest(ManifestGet(path, digest, None))
+            return
+        _, opened = await running.pull.blob(BlobGet(path, digest, None))
+        assert not isinstance(opened.source, LocalFile)
+        await opened.source.beyond(opened.size - 1)
+        opened.source.leave()
+
+    return Scrub(
+        running.store.blobs,
+        running.store.records,
+        running.store.facts,
+        running.verification,
+        running.ledger.size_of,
+        refetch,
+        clock=running.clock,
+        owner=running.owner,
+        observe=running.events.append,
+    )
+
+
+async def filled(running: Engine) -> None:
+    await running.tags.resolve(route(), running.origin(), tag("1"))
+    for digest in LAYERS:
+        await running.read(digest)
+    await running.idle()
+
+
+@pytest.mark.parametrize("is_repaired", [False, True], ids=["found", "repaired"])
+async def test_rot_is_quarantined_and_with_a_repair_fetched_again(tmp_path: Path, is_repaired: bool) -> None:
+    """Every file is hashed, the manifest's too; what is right stays as it is."""
+    upstream = FakeUpstream()
+    upstream.put(IMAGE, "1")
+    reports: list[str] = []
+    store = await DiskStore.open(tmp_path, clock=HastyClock(), report=reports.append)
+    async with engine(upstream, store=store, clock=HastyClock()) as running:
+        await filled(running)
+        rot(tmp_path, LAYERS[0])
+        rot(tmp_path, MANIFEST)
+        running.manifests.forget(MANIFEST)
+        steps: list[Any] = []
+        report = await scrub_of(running).verify(steps.append, repair=is_repaired)
+        assert set(report["rotten"]) == {str(LAYERS[0]), str(MANIFEST)}
+        assert set(report["rotten"].values()) == ({"repaired"} if is_repaired else {""})
+        assert report["is_well"] == is_repaired
+        assert [step["what"] for step in steps] == ["rotten", "rotten"]
+        await running.idle()
+        again = await scrub_of(running).verify(steps.append)
+        assert again["is_well"] and again["blobs"] == len(LAYERS) + 1 - (0 if is_repaired else 2)
+        assert len(os.listdir(tmp_path / "breakwater" / "quarantine")) == 2
+    await store.aclose()
+
+
+async def test_what_the_ledger_does_not_know_is_told(tmp_path: Path) -> None:
+    """The count equals a recount, or somebody hears of it."""
+    upstream = FakeUpstream()
+    upstream.put(IMAGE, "1")
+    store = await DiskStore.open(tmp_path, clock=HastyClock(), report=print)
+    async with engine(upstream, store=store, clock=HastyClock()) as running:
+        await filled(running)
+        running.ledger.drop(LAYERS[0])
+        report = await scrub_of(running).verify(lambda _: None)
+        assert report["miscounted"] == [str(LAYERS[0])] and not report["is_well"]
+    await store.aclose()
+
+
+async def test_the_background_pass_goes_on_where_the_last_one_was(tmp_path: Path) -> None:
+    """At a rate, in the order of the folders; a cursor that makes no sense begins anew."""
+    upstream = FakeUpstream()
+    upstream.put(IMAGE, "1")
+    store = await DiskStore.open(tmp_path, clock=HastyClock(), report=print)
+    async with engine(upstream, store=store, clock=HastyClock()) as running:
+        await filled(running)
+        all_of_them = sorted([*LAYERS, MANIFEST])
+        rot(tmp_path, all_of_them[-1])
+        await store.facts.put(CURSOR, str(all_of_them[0]).encode())
+        before = running.clock.monotonic()
+        found = await scrub_of(running).scrub(100_000)
+        assert found.n_blobs == len(all_of_them) - 1 and list(found.rotten) == [all_of_them[-1]]
+        assert running.clock.monotonic() - before == pytest.approx(found.n_bytes / 100_000)
+        await store.facts.put(CURSOR, b"\xff")
+        assert (await scrub_of(running).scrub(1 << 30)).n_blobs == len(all_of_them) - 1
+    await store.aclose()
