@@ -19,7 +19,8 @@ asking the records on disk at each eviction (a thousand files read to delete one
 
 A million blobs must fit beside everything else in 300 MiB (performance.md P5). So an entry is not an object: numbers in
 arrays, and one table from the digest's bytes to the number: 210 bytes in all, measured with a million, where an
-OrderedDict of digests takes 350. What a manifest names costs four bytes a name, and an entry of its own for what is not stored.
+OrderedDict of digests takes 350. What a manifest names costs four bytes a name, and an entry of its own for what is not
+stored.
 """
 
 from __future__ import annotations
