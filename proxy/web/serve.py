@@ -558,7 +558,7 @@ class _Splice:
             elif not self._is_watching:
                 self._is_watching = True
                 asyncio.get_running_loop().add_writer(self._body.out, self._ask)
-        except (OSError, _FileFault) as error:
+        except Exception as error:  # noqa: BLE001 – whoever waits raises it; in a callback it would stop everybody's turns
             self._waiter.set_exception(error)
         return self._offset - before
 

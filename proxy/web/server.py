@@ -335,7 +335,8 @@ class Connection(web.RequestHandler):
             if self._header_timer is not None:
                 self._header_timer.cancel()
                 self._header_timer = None
-        elif self._header_timer is None and self.is_idle and data:
+        elif self._header_timer is None and data and self._current_request is None and not self._messages:
+            # Not `is_idle`: the first bytes may come with the connection, before its task has begun to wait for them.
             self._header_timer = self._loop.call_later(self._server.limits.headers_s, self._on_header_deadline)
 
     def _answer_ready(self, data: bytes) -> bool:

@@ -37,7 +37,9 @@ def settings_in(folder: Path) -> Settings:
 
 
 def everything_below(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if "/facts/" not in str(path)}
+    """Names below a folder, but for the store's own notes and facts, which change by themselves."""
+    names = (path.relative_to(folder) for path in folder.rglob("*"))
+    return {str(name) for name in names if not {"facts", "notes"} & set(name.parts)}
 
 
 def resident_bytes() -> int:

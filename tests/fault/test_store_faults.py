@@ -7,9 +7,11 @@ acknowledged is there.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -283,6 +285,56 @@ async def test_a_failed_fsync_is_never_tried_again(tmp_path: Path) -> None:
     assert list((tmp_path / "breakwater" / "ingest").iterdir()) == []
     assert await store.blobs.open(digest) is None
     await store.aclose()
+
+
+async def test_a_sync_that_fails_behind_the_writer_is_a_write_that_failed(tmp_path: Path) -> None:
+    """A long ingest is synced in steps. The kernel tells of lost pages once, so the fsync of the commit, which would
+    succeed, must not make them a blob."""
+    fs = Faulty(1, errno.EIO, is_lasting=False, only=frozenset({"fsync"}))
+    fs.is_counting = False
+    store = await opened(tmp_path, fs)
+    fs.is_counting = True
+    step = bytes(1 << 20)
+    digest = Digest.of(step * 17)
+    ingest = await store.blobs.ingest(digest, Verifier(digest))
+    for _ in range(16):
+        await ingest.write(step)
+    while not fs.has_fired:
+        await asyncio.sleep(0)
+    with pytest.raises(Unavailable):
+        await ingest.write(step)
+        await ingest.commit()
+    ingest.close()
+    assert names_that_lie(tmp_path) == []
+    assert await store.blobs.open(digest) is None
+    await store.aclose()
+
+
+async def test_an_ingest_that_is_closed_while_it_is_synced_closes_its_file_afterwards(tmp_path: Path) -> None:
+    """A thread holds the descriptor: its number must not become another file's beneath it."""
+    started, released = threading.Event(), threading.Event()
+    synced: list[int] = []
+    body = bytes(16 << 20)
+
+    class Slow(FileSystem):
+        def fsync(self, fd: int) -> None:
+            if os.fstat(fd).st_size < len(body):
+                return  # the store's own small files
+            started.set()
+            assert released.wait(30)
+            synced.append(os.fstat(fd).st_size)
+
+    store = await opened(tmp_path, Slow())
+    digest = Digest.of(b"never whole")
+    ingest = await store.blobs.ingest(digest, Verifier(digest))
+    await ingest.write(body)
+    while not started.is_set():
+        await asyncio.sleep(0)
+    ingest.close()
+    os.fstat(ingest.fd)
+    released.set()
+    await store.aclose()
+    assert synced == [16 << 20]
 
 
 # -- power cuts --------------------------------------------------------------------------------------------------------

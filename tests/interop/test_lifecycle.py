@@ -242,6 +242,34 @@ def test_a_second_sigterm_hurries(scratch: Path, origin: Origin) -> None:
         breakwater.assert_log_is_clean()
 
 
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
+def test_a_transfer_goes_on_where_an_earlier_run_was_ended(scratch: Path, origin: Origin, end: signal.Signals) -> None:
+    """What had arrived is not fetched again: the next run asks upstream for the rest alone, and the whole is right."""
+    content = _blob(20 * MIB)  # less than 16 MiB would not be worth it
+    digest = origin.push_blob("library/held", content)
+    settings = upstreams_at("")
+    settings["server"]["shutdown_grace"] = "0s"
+    with Relay(origin.port, hold_back=MIB, holds=lambda target: digest in target) as relay:
+        for host in settings["upstreams"].values():
+            host["url"] = relay.url
+        with Breakwater(scratch / f"goes-on-{end.name}", settings) as breakwater:
+            visits = [Visit(_path(digest))]
+            reader = threading.Thread(target=visit_all, args=(breakwater.port, visits))
+            reader.start()
+            eventually(lambda: visits[0].n_bytes > 18 * MIB, "most of it is here")
+            breakwater.signal(end)
+            breakwater.wait()
+            reader.join()
+            relay.release()
+            breakwater.start()
+            before = breakwater.status()["upstream_bytes"]
+            assert _get(breakwater.port, _path(digest)) == (200, content)
+            assert breakwater.status()["upstream_bytes"] - before < 3 * MIB
+            left = [path for path in breakwater.store.rglob("ingest/*") if path.is_file()]
+            assert left == [], "what was gone on with has its name"
+            breakwater.stop_cleanly()
+
+
 # -- SIGHUP ------------------------------------------------------------------------------------------------------------
 
 

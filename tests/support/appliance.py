@@ -22,6 +22,7 @@ from proxy.store.disk import DiskStore
 from proxy.upstream.client import RegistryClient
 from proxy.upstream.policy import UpstreamPolicy
 from proxy.web.callers import Callers
+from proxy.web.ready import ReadyTable
 from proxy.web.registry import Registry
 from proxy.web.serve import Sender
 from proxy.web.server import DataServer
@@ -147,8 +148,10 @@ async def read_answer(reader: asyncio.StreamReader, *, has_body: bool = True) ->
 
 
 @asynccontextmanager
-async def serving(running: Engine, *, header_deadline_s: float = 25.0) -> AsyncIterator[Appliance]:
-    """A data port in front of an engine. Its events join the engine's."""
+async def serving(
+    running: Engine, *, header_deadline_s: float = 25.0, is_ready: bool = True
+) -> AsyncIterator[Appliance]:
+    """A data port in front of an engine. Its events join the engine's. `is_ready`: warm manifests are kept ready."""
     sender = Sender(running.clock, n_threads=2)
     robots = Robots(key=bytes(32), clock=running.clock, owner=running.owner)
     callers = Callers(robots, lambda: running.pull.plan.robots, clock=running.clock, is_tls=False)
@@ -160,7 +163,8 @@ async def serving(running: Engine, *, header_deadline_s: float = 25.0) -> AsyncI
         observe=running.events.append,
         header_deadline_s=header_deadline_s,
     )
-    server = DataServer(registry, log=logging.getLogger("test.data"))
+    table = ReadyTable(clock=running.clock, observe=running.events.append, request_id=registry.new_request_id)
+    server = DataServer(registry, log=logging.getLogger("test.data"), ready=table if is_ready else None)
     await server.start(["127.0.0.1:0"])
     try:
         yield Appliance(running, server, sender, running.events)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import os
 import random
 import ssl
@@ -34,7 +35,7 @@ from tests.support.serving import (
 )
 
 EDGES = sorted(
-    {0, 1} | {edge + by for edge in (SMALL_BYTES, PIECE_BYTES) for by in (-1, 0, 1)} | {TURN_BYTES - 1, TURN_BYTES}
+    {0, 1} | {edge + by for edge in (SMALL_BYTES, PIECE_BYTES, TURN_BYTES, ROUND_BYTES) for by in (-1, 0, 1)}
 )
 SEED = 20261122
 
@@ -80,19 +81,20 @@ def disk(request: pytest.FixtureRequest) -> Disk:
 async def test_a_body_of_any_size_arrives_whole(tmp_path: Path, disk: Disk, size: int) -> None:
     """Sizes at the edges of every step: nothing, one byte, and each threshold ± 1; twice on one connection."""
     path = tmp_path / "blob"
-    path.write_bytes(PATTERN[:size])
+    wanted = (PATTERN * 5)[:size]
+    path.write_bytes(wanted)
     async with port(whole(path), disk=disk) as served, connected(served.address) as (reader, writer):
         for _ in range(2):
             writer.write(get())
-            assert await body_of(reader) == PATTERN[:size]
+            assert await body_of(reader) == wanted
         await served.quiet()
         assert [sent.ending for sent in served.sent] == ["whole", "whole"]
 
 
 async def test_random_ranges_are_the_bytes_of_the_file(blob: Path) -> None:
-    """300 ranges, many connections, requests pipelined eight at a time."""
+    """1,000 ranges, many connections, requests pipelined eight at a time."""
     chance = random.Random(SEED)
-    ranges = [sorted(chance.sample(range(len(PATTERN) + 1), 2)) for _ in range(300)]
+    ranges = [sorted(chance.sample(range(len(PATTERN) + 1), 2)) for _ in range(1000)]
 
     async def ask(some: Sequence[Sequence[int]]) -> None:
         async with connected(served.address) as (reader, writer):
@@ -139,36 +141,40 @@ async def test_what_the_transport_still_holds_goes_before_the_file(blob: Path) -
         assert await body_of(reader) == wanted
 
 
-async def test_aborts_at_random_offsets_leave_nothing_and_harm_nobody(blob: Path) -> None:
-    """200 clients leave in the middle, by FIN or RST, beside others that must get exactly their own bytes.
+@pytest.mark.parametrize("n", [1000, pytest.param(10_000, marks=(pytest.mark.soak, pytest.mark.timeout(900)))])
+async def test_aborts_at_random_offsets_leave_nothing_and_harm_nobody(blob: Path, n: int) -> None:
+    """Clients leave in the middle, by FIN or RST, beside others that must get exactly their own bytes all the while.
 
     That no descriptor and no task is left is checked for every test.
     """
     chance = random.Random(SEED)
+    n_left = 0
 
     async def abort(after: int, by_reset: bool) -> None:
+        nonlocal n_left
         async with connected(served.address, receive_buffer=16 << 10) as (reader, writer):
             writer.write(get())
             await head_of(reader)
             await reader.readexactly(after)
             if by_reset:
                 reset(writer)
+        n_left += 1
 
-    async def stay(n: int) -> None:
+    async def leave(times: int) -> None:
+        for _ in range(times):
+            await abort(chance.randrange(len(PATTERN) // 8), chance.random() < 0.5)
+
+    async def stay(start: int) -> None:
         async with connected(served.address) as (reader, writer):
-            for _ in range(20):
-                writer.write(get(f"/{n}-"))
-                assert await body_of(reader) == PATTERN[n:]
+            while n_left < n:
+                writer.write(get(f"/{start}-"))
+                assert await body_of(reader) == PATTERN[start:]
 
     async with port(whole(blob)) as served:
-        await asyncio.gather(stay(1), stay(77_777), *(leavers(chance, abort, 50) for _ in range(4)))
+        await asyncio.gather(stay(1), stay(77_777), *(leave(n // 8) for _ in range(8)))
         await served.quiet()
+        assert n_left == n
         assert all(sent.n_bytes <= len(PATTERN) for sent in served.sent)
-
-
-async def leavers(chance: random.Random, abort, n: int) -> None:  # type: ignore[no-untyped-def]
-    for _ in range(n):
-        await abort(chance.randrange(len(PATTERN) // 2), chance.random() < 0.5)
 
 
 async def test_a_client_that_closes_its_sending_half_gets_its_whole_answer(blob: Path) -> None:
@@ -312,6 +318,34 @@ async def test_ranges_beyond_four_gigabytes_are_the_right_ones(tmp_path: Path, d
         for edge in edges:
             writer.write(get(f"/{edge - 100_100}-{edge + 100}"))
             assert await body_of(reader) == bytes(100_000) + PATTERN[edge % 977 : edge % 977 + 200]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+async def test_a_whole_body_of_more_than_four_gigabytes_arrives(tmp_path: Path) -> None:
+    """Sparse, with marks at the edges; every byte that is not a mark is zero, and none is missing."""
+    path = tmp_path / "blob"
+    size = (1 << 32) + (1 << 20) + 1
+    wanted = hashlib.sha256()
+    with path.open("wb") as file:
+        file.truncate(size)
+        for edge in (1 << 31, 1 << 32):
+            file.seek(edge - 100)
+            file.write(PATTERN[:200])
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            wanted.update(piece)
+    found = hashlib.sha256()
+    async with port(whole(path)) as served, connected(served.address) as (reader, writer):
+        writer.write(get())
+        assert await head_of(reader) == (200, size)
+        n_missing = size
+        while n_missing:
+            piece = await reader.read(1 << 20)
+            assert piece
+            found.update(piece)
+            n_missing -= len(piece)
+    assert found.digest() == wanted.digest()
 
 
 async def test_a_client_that_leaves_during_a_cold_read_frees_its_descriptors_after_it(blob: Path) -> None:

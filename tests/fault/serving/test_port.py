@@ -138,6 +138,15 @@ async def test_a_client_that_never_ends_its_headers_is_closed(limits: Limits) ->
         assert await reader.read(-1) == b""
 
 
+async def test_headers_that_begin_before_the_connection_is_taken_have_a_deadline_too() -> None:
+    """The first bytes may be there with the connection itself: every real client's are, and a slow one's."""
+    async with listening(hello, Limits(headers_s=0.05)) as address:
+        with socket.create_connection(address) as raw:  # while the loop stands still
+            raw.sendall(b"GET / HTTP/1.1\r\nHo")
+            raw.setblocking(False)
+            assert await asyncio.get_running_loop().sock_recv(raw, 1) == b""
+
+
 async def test_a_silent_client_is_closed() -> None:
     """Before its first request too."""
     async with listening(hello, Limits(keepalive_s=0.05)) as address, connected(address) as (reader, _):
