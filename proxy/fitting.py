@@ -46,6 +46,8 @@ from proxy.upstream.tokens import Spawn
 #: transfers' queue, or a transfer between two attempts, before it turns to its client.
 QUIET_S = 60.0
 _LOOK_EVERY_S = 5.0
+#: What the key of a project's own client begins with.
+_OF_PROJECT = "~"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +102,16 @@ class Fitting:
         trusts: dict[tuple[object, ...], ssl.SSLContext] = {}
         marks: dict[str, bytes] = {}
         fitted = {}
-        for name, upstream in settings.upstreams.items():
-            if upstream.sealed or settings.server.sealed:
-                continue
-            host = str(name)
+        for key, host, upstream in _wanted(settings):
             for path in _files_of(upstream):
                 if path not in marks:
                     marks[path] = sha256(_contents(host, path)).digest()
             ingredients = (upstream, settings.transfers, *(marks[path] for path in _files_of(upstream)))
-            if (kept := self._current.get(host)) is not None and kept.ingredients == ingredients:
-                fitted[host] = kept
+            if (kept := self._current.get(key)) is not None and kept.ingredients == ingredients:
+                fitted[key] = kept
                 continue
             policies = _policies(host, upstream, settings, trusts, _Around(self._clock, self._owner.spawn))
-            fitted[host] = self._fitted(host, upstream, policies, ingredients)
+            fitted[key] = self._fitted(host, upstream, policies, ingredients)
         return fitted
 
     def _fitted(
@@ -148,11 +147,12 @@ class Fitting:
                 self._owner.spawn_background(self._see_out(replaced), "retire an upstream's client")
         self._current = fitted
         for host, each in fitted.items():
-            self._shares[host].rate = each.bandwidth
+            if not host.startswith(_OF_PROJECT):
+                self._shares[host].rate = each.bandwidth
 
     def gauge(self, set_gauge: Callable[..., None]) -> None:
         """Set the gauges of what is granted and who is left alone, by upstream: the best of its addresses counts."""
-        conditions = {host: self.conditions(host) for host in self._current}
+        conditions = {host: self.conditions(host) for host in self._current if not host.startswith(_OF_PROJECT)}
         limits = _best(conditions, lambda each: each.limit)
         left = _best(conditions, lambda each: each.remaining)
         is_open = {(host,): float(all(each.circuit == "open" for each in of)) for host, of in conditions.items()}
@@ -222,6 +222,29 @@ def _budget_shown(condition: Condition) -> dict[str, int | None] | None:
     if condition.limit is None and condition.remaining is None:
         return None
     return {"limit": condition.limit, "remaining": condition.remaining, "window_s": condition.window_s}
+
+
+def key_of(project: str, host: str) -> str:
+    """What a project's own client of an upstream is kept under: no source host begins like it."""
+    return f"{_OF_PROJECT}{project}/{host}"
+
+
+def _wanted(settings: Settings) -> Iterator[tuple[str, str, UpstreamSettings]]:
+    """(key, source host, upstream) of each client: one for each upstream, and one for each project with credentials of
+    its own, which are then the only ones that it shows."""
+    unsealed = (
+        {}
+        if settings.server.sealed
+        else {str(name): upstream for name, upstream in settings.upstreams.items() if not upstream.sealed}
+    )
+    for host, upstream in unsealed.items():
+        yield host, host, upstream
+    for name, project in settings.projects.items():
+        host = str(project.upstream)
+        if project.credentials is not None and host in unsealed:
+            addresses = tuple(each.model_copy(update={"credentials": None}) for each in unsealed[host].url)
+            own = {"credentials": project.credentials, "url": addresses}
+            yield key_of(str(name), host), host, unsealed[host].model_copy(update=own)
 
 
 def asked_of(fitted: Mapping[str, Fitted]) -> Mapping[str, Upstream]:

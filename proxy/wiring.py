@@ -54,7 +54,7 @@ from proxy.engine.verification import Verification
 from proxy.engine.walk import Scope
 from proxy.errors import BadRequest, InvalidSettings, StoreError
 from proxy.events import Event, Noticed, UpstreamAsked, UpstreamUnreached
-from proxy.fitting import Fitting, asked_of, conditions_shown, ignored_proxies
+from proxy.fitting import Fitting, asked_of, conditions_shown, ignored_proxies, key_of
 from proxy.oci.digest import Digest
 from proxy.oci.endpoints import BlobGet, ManifestGet, RepositoryPath
 from proxy.ports import Holding, LocalFile, Upstream
@@ -685,12 +685,14 @@ def plan_of(settings: Settings, clients: Mapping[str, Upstream], limits: Project
         origins[str(host)] = Origin(
             str(host), port, TagPolicy(upstream.tag_ttl, upstream.stale_if_error, sealed), upstream.negative_ttl
         )
-    of_project = {
-        (str(name), host): replace(origin, upstream=LimitedUpstream(origin.upstream, limits.share(str(name))))
-        for name, project in settings.projects.items()
-        if project.bandwidth is not None
-        for host, origin in origins.items()
-    }
+    of_project = {}
+    for name, project in settings.projects.items():
+        for origin in origins.values():
+            asked = clients.get(key_of(str(name), origin.host), origin.upstream)
+            if project.bandwidth is not None:
+                asked = LimitedUpstream(asked, limits.share(str(name)))
+            if asked is not origin.upstream:
+                of_project[str(name), origin.host] = replace(origin, upstream=asked)
     hosts = frozenset(str(host) for host in settings.upstreams)
     robots = robots_of(settings)
     named = {str(name): tuple(project.access) for name, project in settings.projects.items()}

@@ -55,6 +55,7 @@ def _maybe_source_host(value: Any) -> SourceHost | None:
 
 Size = Annotated[int, BeforeValidator(values.size_of)]
 Rate = Annotated[int, BeforeValidator(values.rate_of)]
+RateOrZero = Annotated[int, BeforeValidator(values.rate_or_zero_of)]
 Amount = Annotated[values.Amount, BeforeValidator(values.amount_of)]
 Duration = Annotated[float, BeforeValidator(values.duration_of)]
 DurationOrZero = Annotated[float, BeforeValidator(values.duration_or_zero_of)]
@@ -207,10 +208,10 @@ class Store(Section):
         "evicts pods when 15% is left.",
     )
 
-    scrub_rate: Rate = setting(
+    scrub_rate: RateOrZero = setting(
         "4MiB/s",
         unit="bytes per second",
-        what="How fast what is stored is hashed again in the background, to find rot; 0 for not at all.",
+        what='How fast what is stored is hashed again in the background, to find rot; "0" for not at all.',
         why="A terabyte in three days, for a quarter of a percent of a processor.",
     )
 

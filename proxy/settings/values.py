@@ -70,6 +70,11 @@ def rate_of(value: Any) -> int:
         raise ValueError(f'{value!r} is not a rate: expected a size per second, as in "10KiB/s"') from error
 
 
+def rate_or_zero_of(value: Any) -> int:
+    """The same, or 0 for "0": not at all. Raises ValueError."""
+    return 0 if isinstance(value, str) and value.strip() in ("0", "0B/s") else rate_of(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Amount:
     """So many bytes, or a share of the file system; exactly one of the two is set."""
