@@ -79,11 +79,16 @@ class Denied(BreakwaterError):
 
 
 class Unauthenticated(BreakwaterError):
-    """The caller must say who they are. `challenge` is the WWW-Authenticate value to answer with."""
+    """The caller must say who they are. `challenge` is the WWW-Authenticate value to answer with.
 
-    def __init__(self, sentence: str, *, challenge: str) -> None:
+    `rule` and `project` as in Denied, where a project's readers are what refuses; else "".
+    """
+
+    def __init__(self, sentence: str, *, challenge: str, rule: str = "", project: str = "") -> None:
         super().__init__(sentence)
         self.challenge = challenge
+        self.rule = rule
+        self.project = project
 
 
 class Overloaded(BreakwaterError):

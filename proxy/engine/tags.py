@@ -13,11 +13,11 @@ from proxy.engine.links import Links
 from proxy.engine.manifests import Held, Manifests, holding_of
 from proxy.engine.origins import Origin
 from proxy.engine.tasks import TaskOwner
-from proxy.errors import InvalidManifest, NotFound, StoreError, UnknownManifest, Unreachable, UpstreamError
+from proxy.errors import InvalidManifest, NotFound, StoreError, Throttled, UnknownManifest, Unreachable, UpstreamError
 from proxy.events import Event, Noticed, Outcome, TagHeld, TagMoved
 from proxy.oci.digest import Digest
 from proxy.oci.names import Tag
-from proxy.ports import Clock, Holding, Records, TagRecord
+from proxy.ports import Clock, Holding, ManifestHead, Records, TagRecord
 from proxy.rules import freshness
 from proxy.rules.routes import Route
 
@@ -109,7 +109,13 @@ class Tags:
         ask = self._look_again if is_fixed else self._revalidate
         flight, is_new = self._asking.start((holding, tag), lambda: ask(route, origin, tag, entry))
         if answer is freshness.Answer.REFUSE:
-            return _asked(await landing(flight), is_new)
+            try:
+                return _asked(await landing(flight), is_new)
+            except Throttled as error:
+                if is_fixed or error.retry_after_s is not None:
+                    raise
+                # Only the rest of a budget was kept back, and that is for what cannot be had otherwise: as this.
+                return await self._first(route, origin, tag)
         return await self._in_time(flight, is_new, route, origin, entry, is_fixed)
 
     # -- asking -----------------------------------------------------------------------------------------------------
@@ -149,7 +155,7 @@ class Tags:
         was = entry.record.descriptor
         try:
             try:
-                now = (await origin.upstream.manifest_head(route.repository, tag)).digest
+                now = (await _head(route, origin, tag, was.digest)).digest
                 if now is None:
                     now = (await self._manifests.fetch(route, origin, tag))[0].descriptor.digest
             except NotFound:
@@ -181,13 +187,7 @@ class Tags:
         holding = holding_of(route)
         was = entry.record.descriptor
         try:
-            head = await origin.upstream.manifest_head(route.repository, tag)
-            if head.is_secondhand and head.digest != was.digest:
-                raise Unreachable(
-                    f"{head.source} says that {route.repository}:{tag} has moved, and the address that decides this "
-                    "does not answer",
-                    upstream=route.host,
-                )
+            head = await _head(route, origin, tag, was.digest)
             if head.digest == was.digest:
                 held, outcome = await self._manifests.get(route, origin, was.digest)
             elif head.digest is not None:
@@ -273,6 +273,18 @@ class Tags:
             await self._records.remove(holding, tags=[tag])
         except StoreError as error:
             self._observe(Noticed("warning", f"the record of {holding}:{tag} could not be removed: {error}"))
+
+
+async def _head(route: Route, origin: Origin, tag: Tag, was: Digest) -> ManifestHead:
+    """What `tag` is upstream. Raises Unreachable where it has moved by the word of an address that does not decide."""
+    head = await origin.upstream.manifest_head(route.repository, tag)
+    if head.is_secondhand and head.digest != was:
+        raise Unreachable(
+            f"{head.source} says that {route.repository}:{tag} has moved, and the address that decides this does not "
+            "answer",
+            upstream=route.host,
+        )
+    return head
 
 
 def _asked(answer: tuple[Held, Outcome], is_new: bool) -> Resolved:

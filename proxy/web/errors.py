@@ -69,7 +69,7 @@ def _more(error: errors.BreakwaterError) -> dict[str, str]:
 
 
 def _detail(error: errors.BreakwaterError) -> Mapping[str, str] | None:
-    if isinstance(error, errors.Denied):
+    if isinstance(error, errors.Denied) or (isinstance(error, errors.Unauthenticated) and error.rule):
         return {"rule": error.rule, "project": error.project}
     if isinstance(error, errors.UpstreamError):
         return {"upstream": error.upstream, "failure": error.failure}

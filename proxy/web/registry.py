@@ -109,7 +109,9 @@ class Registry:
         except errors.Unauthenticated as error:
             await self._clock.sleep(shown.delay_s)
             challenge = self._callers.challenge(request, repository_of(asked))
-            raise errors.Unauthenticated(str(error), challenge=challenge) from None
+            raise errors.Unauthenticated(
+                str(error), challenge=challenge, rule=error.rule, project=error.project
+            ) from None
 
     async def _asked(
         self, request: web.BaseRequest, asked: Endpoint, shown: Shown, said: Answered
@@ -286,7 +288,7 @@ class Registry:
     def _failed(self, error: errors.BreakwaterError, said: Answered) -> web.Response:
         said.error = str(error)
         said.outcome = "failed"
-        if isinstance(error, errors.Denied):
+        if isinstance(error, errors.Denied) or (isinstance(error, errors.Unauthenticated) and error.rule):
             said.outcome, said.rule, said.project = "denied", error.rule, error.project
         if isinstance(error, errors.UpstreamError):
             said.upstream = error.upstream

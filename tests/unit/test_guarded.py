@@ -35,6 +35,7 @@ from proxy.rules.freshness import TagPolicy
 from proxy.upstream.answers import Budget as Quote
 from tests.contract.suites.upstream import IMAGE, REPOSITORY, SIGNATURE, TAGS, UpstreamSuite, World
 from tests.support import images
+from tests.support.appliance import HastyClock
 from tests.support.clock import ManualClock
 from tests.support.engine import ALPINE, HOST, FakeUpstream, Script, engine, route, tag
 
@@ -213,12 +214,35 @@ async def test_below_the_floor_tags_go_stale_and_misses_are_fetched() -> None:
         assert not guard.condition().is_low
 
 
+async def test_a_tag_too_old_to_be_served_is_a_miss_and_may_spend() -> None:
+    """Keeping back what is left must not fail a pull that it would have paid for."""
+    inner, clock = FakeUpstream(), ManualClock()
+    inner.put(ONE, "1")
+    guard = guarded(inner, clock, quote=lambda: Quote(100, 5, 21600))
+    async with engine(ports={HOST: guard}, clock=clock, tag_policy=TagPolicy(600.0, 0.0)) as running:
+        for outcome in ("miss", "hit", "miss"):
+            assert (await running.tags.resolve(route(), running.origin(), tag("1"))).outcome == outcome
+            await clock.advance(0.5 * LOOK_EVERY_S if outcome == "hit" else TTL_S)
+            if outcome == "hit":
+                await clock.advance(TTL_S)
+                assert not await _is_refused(guard)
+
+
+async def _is_refused(guard: GuardedUpstream) -> bool:
+    """Uses up the minute's look."""
+    try:
+        await guard.manifest_head(ALPINE, Tag("1"))
+    except Throttled:
+        return True
+    return False
+
+
 # -- several addresses -------------------------------------------------------------------------------------------------
 
 
-def pair() -> tuple[FakeUpstream, FakeUpstream, ManualClock, Failover]:
+def pair(clock: ManualClock | None = None) -> tuple[FakeUpstream, FakeUpstream, ManualClock, Failover]:
     """Two addresses with ONE under "1"."""
-    first, second, clock = FakeUpstream(), FakeUpstream(), ManualClock()
+    first, second, clock = FakeUpstream(), FakeUpstream(), clock or ManualClock()
     first.put(ONE, "1")
     second.put(ONE, "1")
     return first, second, clock, Failover([guarded(first, clock), guarded(second, clock)], clock)
@@ -302,17 +326,14 @@ async def test_a_second_hand_answer_without_a_digest_confirms_nothing() -> None:
 
 async def test_a_broken_transfer_goes_on_at_the_next_address() -> None:
     """From the byte that it has, and the reader does not notice."""
-    first, second, clock, both = pair()
+    first, second, clock, both = pair(HastyClock())
     content = max((blob.content for blob in LAYER.blobs), key=len)
     for one in (first, second):
         one.put(LAYER, "layer")
     digest = Digest.of(content)
     first.scripts[digest] = [Script(len(content), [content[: images.MIB], DOWN])]
     async with engine(ports={HOST: both}, clock=clock) as running:
-        reading = asyncio.create_task(running.read(digest))
-        while not reading.done():
-            await clock.advance(0.5)
-        assert await reading == content
+        assert await running.read(digest) == content
     blobs = [(one.kind, one.offset) for one in (*first.asked, *second.asked) if one.kind == "blob"]
     assert blobs == [("blob", 0), ("blob", images.MIB)]
     assert second.count("blob") == 1

@@ -70,6 +70,8 @@ class Access:
             raise Unauthenticated(
                 f"project {self.project!r} is for robots that it names; log in with the name and secret of one",
                 challenge="",
+                rule=RULE,
+                project=self.project,
             )
         raise Denied(
             f"robot {caller.robot!r} is refused by rule {RULE!r} of project {self.project!r}: it is no reader of it",
