@@ -300,14 +300,22 @@ async def test_what_is_being_deleted_is_waited_for(monkeypatch: pytest.MonkeyPat
     await store.aclose()
 
 
-async def test_a_cancelled_eviction_counts_what_it_deleted() -> None:
+async def test_a_cancelled_eviction_counts_what_it_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ledger says what is on disk, whoever gives up."""
     store = store_of()
     async with Made(store, 1 << 20) as made:
         await made.counted()
         digests = [await made.keep(content) for content in bodies(3)]
+        plain, is_done = store.blobs.delete, asyncio.Event()
+
+        async def slow(digests: Sequence[Digest]) -> None:
+            await plain(digests)
+            is_done.set()
+            await asyncio.sleep(0)
+
+        monkeypatch.setattr(store.blobs, "delete", slow)
         evicting = asyncio.create_task(made.of.evict(digests))
-        await asyncio.sleep(0)
+        await is_done.wait()
         evicting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await evicting
