@@ -232,9 +232,11 @@ def key_of(project: str, host: str) -> str:
 def _wanted(settings: Settings) -> Iterator[tuple[str, str, UpstreamSettings]]:
     """(key, source host, upstream) of each client: one for each upstream, and one for each project with credentials of
     its own, which are then the only ones that it shows."""
-    unsealed = {} if settings.server.sealed else {
-        str(name): upstream for name, upstream in settings.upstreams.items() if not upstream.sealed
-    }
+    unsealed = (
+        {}
+        if settings.server.sealed
+        else {str(name): upstream for name, upstream in settings.upstreams.items() if not upstream.sealed}
+    )
     for host, upstream in unsealed.items():
         yield host, host, upstream
     for name, project in settings.projects.items():
