@@ -357,7 +357,7 @@ class Credentials(Section):
     helper: Helper | None = setting(
         None,
         what='A cloud\'s logins: "ecr", "ecr-public", "gar" (Google), "acr" (Azure); "github" or "gitlab" for a token in '
-        '`password_file`; any other name runs `docker-credential-<name>`.',
+        "`password_file`; any other name runs `docker-credential-<name>`.",
         why="Public images need none.",
     )
     region: str | None = setting(

@@ -1,7 +1,7 @@
 # ruff: noqa: E501
 """Planted bugs: each is put into a copy of the tree, and some test must catch it.
 
-    python -m tests.support.planted        prints which test caught which; exit code 1 when one lives
+python -m tests.support.planted        prints which test caught which; exit code 1 when one lives
 """
 
 from __future__ import annotations
