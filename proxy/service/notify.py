@@ -28,11 +28,6 @@ class Notifier:
         self._feeding: asyncio.TimerHandle | None = None
         self._status = ""
 
-    @property
-    def is_heard(self) -> bool:
-        """Whether a service manager listens."""
-        return self._socket is not None
-
     def ready(self, status: str) -> None:
         """Start-up, or a reload, is done."""
         self._status = status

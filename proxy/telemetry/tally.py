@@ -26,13 +26,11 @@ class Tally(Collector):
         self.requests: Counter[tuple[str, str, str]] = Counter()
         self.response_bytes = 0
         self.upstream_requests: Counter[tuple[str, str, str]] = Counter()
-        self.upstream_failures: Counter[str] = Counter()
         self.upstream_bytes: Counter[str] = Counter()
         self.denied: Counter[tuple[str, str]] = Counter()
         self.refused_moves: Counter[str] = Counter()
         self.evicted_bytes = 0
         self.transfers: Counter[str] = Counter()
-        self.last_error: dict[str, str] = {}
         self._latency: dict[str, list[int]] = defaultdict(lambda: [0] * (len(LATENCY_BUCKETS_S) + 1))
         self._latency_sum: Counter[str] = Counter()
         self._gauges: dict[str, tuple[str, float | Mapping[tuple[str, ...], float], tuple[str, ...]]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -71,6 +72,19 @@ async def test_a_manifest_links_what_it_names_here_and_nowhere_else(owner: TaskO
     assert LAYER in index and CONFIG in index and Digest.parse(IMAGE.digest) in index
     assert index.descriptor(LAYER).size == len(IMAGE.blobs[-1].content)  # type: ignore[union-attr]
     assert LAYER not in await links.of(ELSEWHERE)
+
+
+async def test_a_signature_without_a_type_of_its_own_is_listed_under_its_configs(
+    owner: TaskOwner, records: CountingRecords
+) -> None:
+    """distribution-spec § Listing Referrers: without artifactType it is the config's media type, offline as well."""
+    descriptor, manifest = described(IMAGE)
+    attached = replace(manifest, subject=Descriptor(manifest.media_type, Digest.parse(INDEX.digest), 1))
+    links = Links(records, owner)
+    await links.put_manifest(HERE, descriptor, attached, None)
+    (record,) = (await links.of(HERE)).referrers_of(Digest.parse(INDEX.digest))
+    assert manifest.config is not None
+    assert record.artifact_type == manifest.config.media_type
 
 
 async def test_links_are_read_back_after_a_start(owner: TaskOwner, records: CountingRecords) -> None:
