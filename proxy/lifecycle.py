@@ -113,21 +113,21 @@ async def _reload(appliance: Appliance, load: Load, log: EventLog) -> None:
         held = await appliance.reload(await asyncio.to_thread(load))
     except BreakwaterError as error:
         problems = error.problems if isinstance(error, InvalidSettings) else [str(error)]
-        appliance.reload_problem = "; ".join(" ".join(problem.split()) for problem in problems)
-        log.say("error", f"reload: nothing was changed: {appliance.reload_problem}")
+        appliance.reports.reload_problem = "; ".join(" ".join(problem.split()) for problem in problems)
+        log.say("error", f"reload: nothing was changed: {appliance.reports.reload_problem}")
         return
     settings = appliance.settings
     log.adjust(as_json=_is_json(settings), level=settings.log.level, requests=settings.server.request_log)
-    appliance.reload_problem = ""
+    appliance.reports.reload_problem = ""
     waiting = f"; these change at the next start only: {', '.join(held)}" if held else ""
     log.say("warning" if held else "info", f"reload: settings, certificates and credentials are taken up{waiting}")
 
 
 def _status_of(appliance: Appliance) -> str:
     """The line for the service manager."""
-    word, reason = appliance.readiness()
+    word, reason = appliance.reports.readiness()
     where = " ".join(appliance.data.addresses)
-    problem = f"; last reload: {appliance.reload_problem}" if appliance.reload_problem else ""
+    problem = f"; last reload: {appliance.reports.reload_problem}" if appliance.reports.reload_problem else ""
     return f"{word}{f' ({reason})' if reason else ''}, on {where}{problem}"
 
 

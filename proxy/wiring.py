@@ -7,80 +7,65 @@ import logging
 import os
 import random
 import secrets
-import socket
 import ssl
-import sys
-from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import uvloop
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
 
-from proxy import __version__, admin_token, image_lists
+from proxy import __version__, admin_token
 from proxy.archives.tar import framed, members_of
 from proxy.clock import SystemClock
 from proxy.engine import changes
-from proxy.engine.bandwidth import LimitedUpstream
 from proxy.engine.blobs import Blobs, Limits
 from proxy.engine.bundle import Export, Import, Parts
 from proxy.engine.capacity import Capacity
 from proxy.engine.catalogue import Catalogue
 from proxy.engine.charges import Charges
 from proxy.engine.explain import Explain
-from proxy.engine.freight import Freight, Order
-from proxy.engine.limits import Limit, ProjectLimits
+from proxy.engine.freight import Freight
+from proxy.engine.limits import ProjectLimits
 from proxy.engine.links import Links
 from proxy.engine.listings import Listings
 from proxy.engine.manifests import Manifests
 from proxy.engine.orders import Orders
-from proxy.engine.origins import Origin, Origins, SealedUpstream
 from proxy.engine.pins import Pins
 from proxy.engine.prefetch import Prefetch
-from proxy.engine.pull import Plan, Pull
+from proxy.engine.pull import Pull
 from proxy.engine.pump import Work
 from proxy.engine.purge import Purge
+from proxy.engine.refetch import refetching
 from proxy.engine.remains import Remains
 from proxy.engine.robots import Robots
-from proxy.engine.scrub import Refetch, Scrub
+from proxy.engine.scrub import Scrub
 from proxy.engine.seal import Seal
 from proxy.engine.standing import Standing
 from proxy.engine.tags import Tags
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.verification import Verification
-from proxy.engine.walk import Scope
-from proxy.errors import BadRequest, InvalidSettings, StoreError
-from proxy.events import Event, Noticed, UpstreamAsked, UpstreamUnreached
-from proxy.fitting import Fitting, asked_of, conditions_shown, ignored_proxies, key_of
+from proxy.errors import StoreError
+from proxy.events import Event, Noticed
+from proxy.fitting import Fitting, asked_of, ignored_proxies
 from proxy.oci.digest import Digest
-from proxy.oci.endpoints import BlobGet, ManifestGet, RepositoryPath
-from proxy.ports import Holding, LocalFile, Upstream
-from proxy.rules.closure import Platforms
-from proxy.rules.freshness import TagPolicy
-from proxy.rules.gates.access import EVERYBODY, Access, Robot
-from proxy.rules.gates.allowlist import Rules
-from proxy.rules.gates.immutability import Immutable
-from proxy.rules.globs import Glob
+from proxy.planning import allowances_of, limits_of, plan_of, sealed_hosts, server_tls, standing_order
+from proxy.reports import Reports
 from proxy.rules.ledger import Ledger
-from proxy.rules.lists import merged
-from proxy.rules.quota import Allowance
-from proxy.rules.routes import DEFAULT_PROJECT, ProjectRoute, Routes
-from proxy.rules.secret_hash import SecretHash
+from proxy.rules.routes import DEFAULT_PROJECT
 from proxy.service.descriptors import connections_within, raise_limit
 from proxy.service.sockets import NOTHING_HANDED, Handed, not_covered
-from proxy.settings import Address, Settings, TcpAddress, UnixAddress, effective_default
+from proxy.settings import Settings, TcpAddress
 from proxy.settings.changes import taken_up
 from proxy.store.disk import DiskStore
 from proxy.store.lock import PATIENCE_S
 from proxy.telemetry.activity import Activity
 from proxy.telemetry.audit import Audit, TurningFile
+from proxy.telemetry.health import UpstreamHealth
 from proxy.telemetry.log import EventLog, LineWriter
 from proxy.telemetry.tally import Tally
 from proxy.web import freight as freight_routes
-from proxy.web import operations, scrubbing
+from proxy.web import operations, scrubbing, sites
 from proxy.web import projects as project_routes
 from proxy.web.admin import Admin, Probes
 from proxy.web.callers import Callers
@@ -124,6 +109,7 @@ class Appliance:
     admin: web.AppRunner
     admin_addresses: tuple[str, ...]
     health: UpstreamHealth
+    reports: Reports
     pins: Pins
     freight: Freight
     activity: Activity
@@ -132,12 +118,8 @@ class Appliance:
     scrub: Scrub
     seal: Seal
     standing: Standing
-    started_at: float
     probes: web.AppRunner | None = None
     probe_addresses: tuple[str, ...] = ()
-    is_stopping: bool = False
-    #: Why the last reload changed nothing; "" when it was taken up, or there was none.
-    reload_problem: str = ""
 
     @classmethod
     async def start(
@@ -321,6 +303,23 @@ class Appliance:
             admin=None,  # type: ignore[arg-type]  # made below: it reports on all the others
             admin_addresses=(),
             health=health,
+            reports=Reports(
+                settings=lambda: self.settings,
+                store_path=str(store.path),
+                clock=clock,
+                capacity=capacity,
+                charges=charges,
+                tags=tags,
+                blobs=blobs,
+                pins=pins,
+                seal=seal,
+                standing=standing,
+                fitting=fitting,
+                health=health,
+                tally=tally,
+                data=data,
+                started_at=clock.monotonic(),
+            ),
             pins=pins,
             freight=freight,
             seal=seal,
@@ -339,7 +338,6 @@ class Appliance:
                 owner=owner,
                 observe=observe,
             ),
-            started_at=clock.monotonic(),
         )
         try:
             if listens:
@@ -362,27 +360,27 @@ class Appliance:
     async def _listen(self, handed: Handed) -> None:
         server = self.settings.server
         token = await asyncio.to_thread(admin_token.obtain, self.settings)
-        probes = Probes(metrics=self.metrics, readiness=self.readiness)
+        probes = Probes(metrics=self.reports.metrics, readiness=self.reports.readiness)
         self.admin = web.AppRunner(self._admin(probes, token).app(), access_log=None, shutdown_timeout=1.0)
         await self.admin.setup()
         if server.probe_listen is not None:
             self.probes = web.AppRunner(probes.app(), access_log=None, shutdown_timeout=1.0)
             await self.probes.setup()
-            self.probe_addresses = await _sites(self.probes, server.probe_listen)
+            self.probe_addresses = await sites.listen(self.probes, server.probe_listen)
         address = server.admin_listen
         if handed.admin:
             for listening in handed.admin:
                 await web.SockSite(self.admin, listening).start()
             self.admin_addresses = tuple(name_of(listening) for listening in handed.admin)
         else:
-            self.admin_addresses = await _sites(self.admin, address)
+            self.admin_addresses = await sites.listen(self.admin, address)
         listen = [str(listening) for listening in self.settings.server.listen]
         await self.data.start(not_covered(listen, handed.data), handed.data)
 
     def seen(self) -> operations.Seen:
         """What operators can look at."""
         return operations.Seen(
-            status=self.status,
+            status=self.reports.status,
             usage=self.charges.usage,
             projects=lambda: {DEFAULT_PROJECT, *map(str, self.settings.projects)},
             activity=self.activity,
@@ -406,7 +404,7 @@ class Appliance:
             also=[
                 *freight_routes.routes(self.freight),
                 *scrubbing.routes(self.scrub),
-                *project_routes.routes(self.explain.of, self.usage, self.charges.recount),
+                *project_routes.routes(self.explain.of, self.reports.usage, self.charges.recount),
             ],
             described=operations.ELSEWHERE,
             pages=Dashboard(seen, orders, wall=self.clock.wall, token_place=place),
@@ -442,7 +440,7 @@ class Appliance:
 
     async def drain(self, grace_s: float, hurry: asyncio.Future[None]) -> None:
         """Fail readiness, stop accepting, let running answers end within `grace_s` seconds; `hurry` cuts that short."""
-        self.is_stopping = True
+        self.reports.is_stopping = True
         draining = self.owner.spawn(self.data.aclose(grace_s), "drain")
         await asyncio.wait([draining, hurry], return_when=asyncio.FIRST_COMPLETED)
         if not draining.done():
@@ -464,8 +462,6 @@ class Appliance:
         self.sender.close()
         await self.store.aclose()
 
-    # -- what operators see --------------------------------------------------------------------------------------------
-
     def greeting(self) -> str:
         """The first line: where, and how to point a client at it."""
         listening = " and ".join(self.data.addresses)
@@ -477,408 +473,3 @@ class Appliance:
             f"{self.store.path}, admin {' '.join(self.admin_addresses)}. Try: docker pull {example}; client set-up: "
             f"breakwater hosts-toml ({scheme}://{first})"
         )
-
-    def readiness(self) -> tuple[str, str]:
-        """The word and the sentence of /readyz."""
-        if self.is_stopping:
-            return "stopping", "shutting down"
-        if self.capacity.degraded:
-            return "degraded", f"nothing new is kept: {self.capacity.degraded}"
-        if failing := self.health.failing():
-            return "ready", f"upstreams failing: {', '.join(failing)}"
-        return "ready", ""
-
-    def status(self) -> dict[str, Any]:
-        """The document of /api/v1/status."""
-        now = self.clock.monotonic()
-        word, reason = self.readiness()
-        outcomes = self.tally.outcomes()
-        ledger = self.capacity.ledger
-        return {
-            "version": __version__,
-            "uptime_s": round(now - self.started_at, 3),
-            "sealed": self.settings.server.sealed,
-            "seal": self.seal.as_json(),
-            "prefetch": self.standing.last,
-            "pins": {"references": len(self.pins), "bytes": self.pins.n_bytes},
-            "ready": word,
-            "reason": reason,
-            "requests": {o: outcomes.get(o, 0) for o in ("hit", "coalesced", "miss", "stale", "denied", "failed")},
-            "response_bytes": self.tally.response_bytes,
-            "upstream_bytes": sum(self.tally.upstream_bytes.values()),
-            "store": {
-                "path": str(self.store.path),
-                "used_bytes": ledger.committed,
-                "reserved_bytes": ledger.reserved,
-                "capacity_bytes": ledger.capacity,
-                "blobs": len(ledger),
-                "evicted_bytes": self.capacity.evicted_bytes,
-                "state": f"degraded: {self.capacity.degraded}" if self.capacity.degraded else "ok",
-                "counted": self.capacity.is_counted,
-            },
-            "transfers": [
-                {
-                    "digest": str(transfer.digest),
-                    "upstream": transfer.source.upstream,
-                    "repository": transfer.source.repository,
-                    "received_bytes": transfer.received,
-                    "size_bytes": transfer.size,
-                    "readers": transfer.n_readers,
-                    "age_s": round(now - transfer.started_at, 3),
-                }
-                for transfer in self.blobs.running()
-            ],
-            "refused_tag_moves": [
-                {"project": project, "reference": name, "kept": str(kept), "upstream": str(now) if now else None}
-                for (project, name), (kept, now) in self.tags.refused_moves.items()
-            ],
-            "upstreams": {host: self._upstream(host) for host in sorted(map(str, self.settings.upstreams))},
-            "connections": self.data.n_connections,
-            "listen": list(self.data.addresses),
-        }
-
-    def _upstream(self, host: str) -> dict[str, Any]:
-        return self.health.of(host) | conditions_shown(self.fitting.conditions(host))
-
-    def usage(self) -> dict[str, Any]:
-        """The document of /api/v1/usage: what projects pay for, and what is on disk."""
-        ledger, projects = self.capacity.ledger, self.charges.usage()
-        return {
-            "projects": [
-                {
-                    "project": one.project,
-                    "used_bytes": one.charged_bytes,
-                    "reserved_bytes": one.reserved_bytes,
-                    "blobs": one.n_blobs,
-                    "quota_bytes": one.quota,
-                    "on_full": one.on_full,
-                }
-                for one in projects
-            ],
-            "store": {
-                "logical_bytes": sum(one.charged_bytes for one in projects),
-                "physical_bytes": ledger.committed,
-                "capacity_bytes": ledger.capacity,
-                "blobs": len(ledger),
-            },
-            "drift": [
-                {"project": one.project, "gone": one.n_gone, "resized": one.n_resized, "bytes": one.n_bytes}
-                for one in self.charges.drift
-            ],
-        }
-
-    def metrics(self) -> bytes:
-        """The document of /metrics."""
-        tally, ledger = self.tally, self.capacity.ledger
-        tally.gauge("breakwater_store_bytes", "Bytes on disk, committed.", ledger.committed)
-        tally.gauge("breakwater_store_reserved_bytes", "Bytes promised to running transfers.", ledger.reserved)
-        tally.gauge("breakwater_store_capacity_bytes", "What the store may hold.", ledger.capacity)
-        tally.gauge("breakwater_store_blobs", "Blobs in the store.", len(ledger))
-        tally.gauge("breakwater_transfers_in_flight", "Transfers running.", sum(1 for _ in self.blobs.running()))
-        tally.gauge("breakwater_connections", "Client connections open.", self.data.n_connections)
-        up: dict[tuple[str, ...], float] = {
-            (str(host),): float(self.health.is_up(str(host))) for host in self.settings.upstreams
-        }
-        tally.gauge("breakwater_upstream_up", "1 while the last answer was one, else 0.", up, "upstream")
-        self.fitting.gauge(tally.gauge)
-        self._gauge_projects()
-        degraded = float(bool(self.capacity.degraded))
-        tally.gauge("breakwater_store_degraded", "1 while nothing new can be kept, else 0.", degraded)
-        is_taken_up = 0.0 if self.reload_problem else 1.0
-        tally.gauge("breakwater_reload_successful", "1 unless the last reload found a mistake.", is_taken_up)
-        registry = CollectorRegistry()
-        registry.register(tally)
-        return generate_latest(registry)
-
-    def _gauge_projects(self) -> None:
-        usage = self.charges.usage()
-        used: dict[tuple[str, ...], float] = {(each.project,): each.charged_bytes for each in usage}
-        quotas: dict[tuple[str, ...], float] = {(u.project,): u.quota for u in usage if u.quota is not None}
-        self.tally.gauge("breakwater_project_bytes", "Stored bytes that a project pays for.", used, "project")
-        self.tally.gauge("breakwater_project_quota_bytes", "What a project may hold.", quotas, "project")
-
-
-class UpstreamHealth:
-    """What the last requests to each upstream came to."""
-
-    def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
-        self._requests: Counter[str] = Counter()
-        self._failures: Counter[str] = Counter()
-        self._last_error: dict[str, tuple[str, float]] = {}
-        self._down: set[str] = set()
-
-    def observe(self, event: Event) -> None:
-        """Take note of an upstream's answer."""
-        if isinstance(event, UpstreamUnreached):
-            self._failures[event.upstream] += 1
-            self._down.add(event.upstream)
-            self._last_error[event.upstream] = (event.why, self._monotonic())
-            return
-        if not isinstance(event, UpstreamAsked):
-            return
-        host = event.upstream
-        self._requests[host] += 1
-        if event.status == 0 or event.status >= 500 or event.status == 429:
-            self._failures[host] += 1
-            self._down.add(host)
-            said = f"answered {event.status}" if event.status else "gave no answer"
-            self._last_error[host] = (f"{event.method} {event.kind} {said}", self._monotonic())
-        else:
-            self._down.discard(host)
-
-    def forget_others(self, hosts: Collection[str]) -> None:
-        """Only these are upstreams from now on."""
-        self._down &= set(hosts)
-
-    def is_up(self, host: str) -> bool:
-        """Whether its last answer was one; true before the first."""
-        return host not in self._down
-
-    def failing(self) -> list[str]:
-        """Those that are not up."""
-        return sorted(self._down)
-
-    def of(self, host: str) -> dict[str, Any]:
-        """One upstream's entry in the status document."""
-        error = self._last_error.get(host)
-        return {
-            "state": "ok" if self.is_up(host) else "failing",
-            "last_error": f"{error[0]}, {self._monotonic() - error[1]:.0f} s ago" if error else None,
-            "requests": self._requests[host],
-            "failures": self._failures[host],
-        }
-
-
-# -- settings become values --------------------------------------------------------------------------------------------
-
-
-def plan_of(settings: Settings, clients: Mapping[str, Upstream], limits: ProjectLimits) -> Plan:
-    """Routing, rules and upstreams as one immutable value."""
-    default = effective_default(settings)
-    projects = tuple(
-        ProjectRoute(
-            name=str(name),
-            path=str(project.path or ""),
-            upstream=str(project.upstream or ""),
-            match=tuple(Glob.parse(str(text)) for text in project.match),
-        )
-        for name, project in settings.projects.items()
-    )
-    policy_deny = tuple(Glob.parse(str(text)) for text in settings.policy.deny)
-    rules = {
-        DEFAULT_PROJECT: Rules(DEFAULT_PROJECT, policy_deny=policy_deny, closed=settings.policy.unmatched == "deny")
-    }
-    for name, project in settings.projects.items():
-        rules[str(name)] = Rules(
-            str(name),
-            allow=tuple(Glob.parse(str(text)) for text in project.allow),
-            deny=tuple(Glob.parse(str(text)) for text in project.deny),
-            policy_deny=policy_deny,
-            closed=str(name) == DEFAULT_PROJECT and settings.policy.unmatched == "deny",
-            max_blob=project.max_blob,
-        )
-    origins = {}
-    for host, upstream in settings.upstreams.items():
-        sealed = settings.server.sealed or upstream.sealed
-        port: Upstream = SealedUpstream(str(host)) if sealed else clients[str(host)]
-        origins[str(host)] = Origin(
-            str(host), port, TagPolicy(upstream.tag_ttl, upstream.stale_if_error, sealed), upstream.negative_ttl
-        )
-    of_project = {}
-    for name, project in settings.projects.items():
-        for origin in origins.values():
-            asked = clients.get(key_of(str(name), origin.host), origin.upstream)
-            if project.bandwidth is not None:
-                asked = LimitedUpstream(asked, limits.share(str(name)))
-            if asked is not origin.upstream:
-                of_project[str(name), origin.host] = replace(origin, upstream=asked)
-    hosts = frozenset(str(host) for host in settings.upstreams)
-    robots = robots_of(settings)
-    named = {str(name): tuple(project.access) for name, project in settings.projects.items()}
-    named.setdefault(DEFAULT_PROJECT, (EVERYBODY,))
-    immutable = {str(name): Immutable.of(tuple(project.immutable_tags)) for name, project in settings.projects.items()}
-    access = {name: Access.of(name, readers, robots) for name, readers in named.items()}
-    return Plan(
-        Routes(hosts, str(default or ""), projects), rules, Origins(origins, of_project), access, robots, immutable
-    )
-
-
-def robots_of(settings: Settings) -> dict[str, Robot]:
-    """The accounts. Raises InvalidSettings for a hash that cannot be used."""
-    robots = {}
-    for name, robot in settings.robots.items():
-        try:
-            hashes = tuple(SecretHash.parse(one.get_secret_value()) for one in robot.secret_hash)
-        except ValueError as error:
-            raise InvalidSettings([f"robots.{name}.secret_hash: {error}"]) from error
-        robots[name] = Robot(name, hashes, frozenset(robot.projects), robot.expires)
-    return robots
-
-
-def limits_of(settings: Settings) -> dict[str, Limit]:
-    """What each project may take of the fetching."""
-    return {str(name): Limit(project.max_transfers, project.bandwidth) for name, project in settings.projects.items()}
-
-
-def allowances_of(settings: Settings) -> dict[str, Allowance]:
-    """What each project may hold."""
-    return {str(name): Allowance(project.quota, project.on_full) for name, project in settings.projects.items()}
-
-
-def server_tls(settings: Settings) -> ssl.SSLContext | None:
-    """The certificate to serve with, if any. Reads files. Raises InvalidSettings when it cannot be used."""
-    tls = settings.server.tls
-    if tls is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(tls.cert, tls.key)
-    except (OSError, ssl.SSLError) as error:
-        raise InvalidSettings([f"[server] tls: cannot use {tls.cert} with {tls.key}: {error}"]) from error
-    return context
-
-
-async def _sites(runner: web.AppRunner, address: Address) -> tuple[str, ...]:
-    """Listen on an address of the settings; returns the real ones."""
-    if isinstance(address, UnixAddress):
-        await web.SockSite(runner, _unix_socket(address)).start()
-        return (str(address),)
-    return await _tcp_sites(runner, address)
-
-
-def _unix_socket(address: UnixAddress) -> socket.socket:
-    """Bound so that only its owner and group may connect: over it no token is asked for. A socket that nobody listens
-    on any more is replaced."""
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        path = Path(address.path)
-        if path.is_socket() and listening.connect_ex(address.path) != 0:
-            path.unlink(missing_ok=True)
-        listening.close()
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        masked = os.umask(0o117)
-        try:
-            listening.bind(address.path)
-        finally:
-            os.umask(masked)
-    except OSError as error:
-        listening.close()
-        raise OSError(error.errno, f"cannot listen on admin address {address}: {error.strerror}") from error
-    return listening
-
-
-async def _tcp_sites(runner: web.AppRunner, address: TcpAddress) -> tuple[str, ...]:
-    """Listen on each address the name stands for; all but the first may be missing (no IPv6 here)."""
-    names = []
-    for i, host in enumerate(address.hosts):
-        listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if listening.family == socket.AF_INET6:
-                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listening.bind((host, address.port))
-        except OSError as error:
-            listening.close()
-            if i == 0:
-                raise OSError(error.errno, f"cannot listen on admin address {address}: {error.strerror}") from error
-            continue
-        port = listening.getsockname()[1]
-        await web.SockSite(runner, listening).start()
-        names.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-    return tuple(names)
-
-
-# -- what is to be here at all times -----------------------------------------------------------------------------------
-
-
-def sealed_hosts(settings: Settings) -> frozenset[str]:
-    """The upstreams that are sealed by themselves."""
-    return frozenset(str(host) for host, upstream in settings.upstreams.items() if upstream.sealed)
-
-
-def standing_order(settings: Settings) -> Order:
-    """What the lists of `[prefetch]` say now. Reads files. Raises BadRequest for one that cannot be read, or understood
-    as a whole: half a list would look like all of it."""
-    lists = []
-    for path in settings.prefetch.list:
-        try:
-            lists.append(image_lists.read(Path(path).read_text(encoding="utf-8-sig"), path))
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise BadRequest(f"cannot read {path}: {reason}") from error
-    asked = merged(lists)
-    if asked.problems:
-        raise BadRequest("; ".join(asked.problems[:5]))
-    return Order(asked.references, Scope(Platforms.parse(settings.prefetch.platforms)), pin=True)
-
-
-# -- commands without a server -----------------------------------------------------------------------------------------
-
-
-def work_alone(settings: Settings, work: Callable[[Freight], Awaitable[T]]) -> T:
-    """Do a command's work in this process, with the store's lock held and nothing listening.
-
-    Raises Unavailable when a server has the store, and whatever `work` raises.
-    """
-    return _alone(settings, lambda appliance: work(appliance.freight))
-
-
-def verify_alone(settings: Settings, work: Callable[[Scrub], Awaitable[T]]) -> T:
-    """Like `work_alone`, for the hashing of what is stored. Raises alike."""
-
-    async def verify(appliance: Appliance) -> T:
-        await appliance.capacity.counted()
-        return await work(appliance.scrub)
-
-    return _alone(settings, verify)
-
-
-def look_alone(settings: Settings, work: Callable[[operations.Seen], Awaitable[T]]) -> T:
-    """Like `work_alone`, for what operators look at and take out. Raises alike."""
-
-    async def look(appliance: Appliance) -> T:
-        await appliance.capacity.counted()
-        return await work(appliance.seen())
-
-    return _alone(settings, look)
-
-
-def _alone(settings: Settings, work: Callable[[Appliance], Awaitable[T]]) -> T:
-    writer = LineWriter(sys.stderr)
-    log = EventLog(writer, SystemClock().wall, as_json=False, level="error", requests="off")
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_work_alone(settings, work, log))
-    finally:
-        writer.close()
-
-
-async def _work_alone(settings: Settings, work: Callable[[Appliance], Awaitable[T]], log: EventLog) -> T:
-    appliance = await Appliance.start(settings, log, listens=False)
-    try:
-        return await work(appliance)
-    finally:
-        await appliance.aclose()
-
-
-def refetching(pull: Pull) -> Refetch:
-    """How the scrub has something fetched again: through the read path, as the holding's readers would."""
-
-    async def refetch(holding: Holding, digest: Digest, is_manifest: bool) -> None:
-        project = None if holding.project == DEFAULT_PROJECT else holding.project
-        path = RepositoryPath(project, holding.repository)
-        if is_manifest:
-            await pull.manifest(ManifestGet(path, digest, holding.host))
-            return
-        _, opened = await pull.blob(BlobGet(path, digest, holding.host))
-        source = opened.source
-        if isinstance(source, LocalFile):
-            source.blob.close()
-            return
-        try:
-            await source.beyond(opened.size - 1)
-        finally:
-            source.leave()
-
-    return refetch

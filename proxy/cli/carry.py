@@ -83,9 +83,9 @@ def prefetch(
                 settings, "/api/v1/prefetch", [body], {"Content-Type": "application/json"}, progress.step
             )
         else:
-            from proxy import wiring
+            from proxy import alone
 
-            report = wiring.work_alone(settings, lambda freight: freight.prefetch(order, progress.step))
+            report = alone.carry(settings, lambda freight: freight.prefetch(order, progress.step))
     _finish(report, as_json)
 
 
@@ -176,7 +176,7 @@ def export(
 def _export_here(settings: Any, order: Any, earlier: list[bytes], writing: Any, each: Each) -> dict[str, Any] | None:
     import asyncio
 
-    from proxy import wiring
+    from proxy import alone
     from proxy.oci.layout import Contents
 
     async def work(freight: Any) -> dict[str, Any] | None:
@@ -187,7 +187,7 @@ def _export_here(settings: Any, order: Any, earlier: list[bytes], writing: Any, 
             await asyncio.to_thread(writing.write, piece)
         return None
 
-    return wiring.work_alone(settings, work)
+    return alone.carry(settings, work)
 
 
 def _contents(path: Path) -> bytes:
@@ -282,11 +282,11 @@ def take(
 def _take_one(settings: Any, bundle: Any, terms: Any, each: Each) -> dict[str, Any]:
     from urllib.parse import urlencode
 
-    from proxy import wiring
+    from proxy import alone
     from proxy.cli import talking
 
     if not talking.serves(settings):
-        return wiring.work_alone(settings, lambda freight: freight.take(_in_thread(bundle.pieces()), terms, each))
+        return alone.carry(settings, lambda freight: freight.take(_in_thread(bundle.pieces()), terms, each))
     asked = {"contents": terms.contents, "signed_by": terms.signed_by, "name": terms.name, "project": terms.project}
     query = urlencode({key: str(value) for key, value in asked.items() if value} | ({"pin": "1"} if terms.pin else {}))
     headers = {"Content-Type": "application/x-tar"}

@@ -43,13 +43,13 @@ def ls(config: str | None, words: tuple[str, ...], project: str, limit: int, as_
     if talking.serves(settings):
         answer = asking.ask(settings.server.admin_listen, f"/api/v1/images?{urlencode(asked)}")
     else:
-        from proxy import wiring
+        from proxy import alone
         from proxy.web import operations
 
         async def search(seen: Seen) -> Mapping[str, Any]:
             return (await operations.search(seen, operations.Search(**asked))).model_dump()
 
-        answer = wiring.look_alone(settings, search)
+        answer = alone.look(settings, search)
     if as_json:
         click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
     else:
@@ -96,13 +96,13 @@ def purge(config: str | None, what: str, project: str, dry_run: bool, as_json: b
     if talking.serves(settings):
         report = talking.fetched(settings, "/api/v1/purge", json.dumps(asked).encode(), lambda _: None)
     else:
-        from proxy import wiring
+        from proxy import alone
         from proxy.web import operations
 
         async def work(seen: Seen) -> Mapping[str, Any]:
             return (await operations.take_out(seen, operations.ToPurge(**asked))).model_dump()
 
-        report = wiring.look_alone(settings, work)
+        report = alone.look(settings, work)
     assert report is not None
     if as_json:
         click.echo(json.dumps(report, indent=2, ensure_ascii=False))

@@ -39,9 +39,9 @@ def verify(config: str | None, as_json: bool, repair: bool) -> None:
         path = "/api/v1/verify?" + urlencode({"repair": str(repair).lower()})
         report = talking.told(settings, path, [], {"Content-Type": "application/json"}, step)
     else:
-        from proxy import wiring
+        from proxy import alone
 
-        report = wiring.verify_alone(settings, lambda scrub: scrub.verify(step, repair=repair))
+        report = alone.verify(settings, lambda scrub: scrub.verify(step, repair=repair))
     report.pop("event", None)
     if as_json:
         click.echo(json.dumps(report, indent=2))

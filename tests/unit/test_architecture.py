@@ -18,11 +18,9 @@ HERE = Path(__file__).parents[1]
 ROOT = HERE.parent / "proxy"
 
 EVERYTHING = {
-    *("errors", "oci", "rules", "ports", "events", "settings", "settings_file", "clock"),
-    *("engine", "store", "upstream", "web", "telemetry", "service", "fitting", "wiring"),
-    *("lifecycle", "admin_token", "cli"),
     *("errors", "oci", "rules", "ports", "events", "settings", "settings_file", "image_lists", "archives", "clock"),
-    *("engine", "store", "upstream", "web", "telemetry", "wiring", "cli"),
+    *("engine", "store", "upstream", "web", "telemetry", "service", "fitting", "planning", "reports", "wiring"),
+    *("alone", "lifecycle", "admin_token", "cli"),
 }
 
 #: room -> the rooms it may import (itself always). Nobody may import wiring and cli, which know everyone.
@@ -44,11 +42,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "telemetry": {"events"},
     # The protocols between a service manager and a process: they know neither the appliance nor its settings.
     "service": set(),
-    # Clients of upstreams, remade on a reload: a part of wiring with a life of its own.
     # Where the token of the admin listener is: servers make it, commands read it.
     "admin_token": {"errors", "settings"},
+    # Clients of upstreams, remade on a reload: a part of wiring with a life of its own.
     "fitting": {"errors", "events", "ports", "settings", "engine", "upstream"},
+    # Settings as values, and what the running parts say of themselves: both know many parts and start none.
+    "planning": {"errors", "ports", "rules", "settings", "engine", "fitting", "image_lists"},
+    "reports": {"ports", "settings", "engine", "fitting", "telemetry", "web"},
     "wiring": EVERYTHING,
+    "alone": EVERYTHING,
     "lifecycle": EVERYTHING,
     "cli": EVERYTHING,
     "__main__": {"cli"},
@@ -66,7 +68,9 @@ THIRD_PARTY: dict[str, set[str]] = {
     "web": {"aiohttp", "cachetools", "jinja2", "jwt", "multidict", "pydantic", "yarl"},
     "telemetry": {"prometheus_client"},
     # The composition root starts the servers and the loop that the others only describe.
-    "wiring": {"aiohttp", "prometheus_client", "uvloop"},
+    "wiring": {"aiohttp"},
+    "reports": {"prometheus_client"},
+    "alone": {"uvloop"},
     "lifecycle": {"uvloop"},
     "cli": {"click", "rich"},
 }
@@ -168,10 +172,22 @@ def test_the_graph_has_no_circles() -> None:
     """A room that can be taken out and read alone stays readable."""
     order = ["errors", "oci", "ports", "events", "rules", "settings", "settings_file", "clock", "engine", "store"]
     order += ["image_lists", "archives", "admin_token"]
-    order += ["upstream", "telemetry", "web", "service", "fitting", "wiring", "lifecycle", "cli", "__main__"]
+    order += [
+        "upstream",
+        "telemetry",
+        "web",
+        "service",
+        "fitting",
+        "planning",
+        "reports",
+        "wiring",
+        "alone",
+        "lifecycle",
+    ]
+    order += ["cli", "__main__"]
     assert set(order) == set(MAY_IMPORT)
     for room, known in MAY_IMPORT.items():
-        if room not in ("wiring", "lifecycle", "cli"):
+        if room not in ("wiring", "alone", "lifecycle", "cli"):
             assert all(order.index(theirs) < order.index(room) for theirs in known)
 
 

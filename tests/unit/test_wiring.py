@@ -17,9 +17,10 @@ import pytest
 
 from proxy.engine.limits import ProjectLimits
 from proxy.oci.endpoints import RepositoryPath
+from proxy.planning import plan_of
 from proxy.settings import Settings, parse
 from proxy.telemetry.log import EventLog, LineWriter
-from proxy.wiring import Appliance, plan_of
+from proxy.wiring import Appliance
 from tests.support import images
 from tests.support.appliance import Answer, ask
 from tests.support.clock import ManualClock
@@ -157,7 +158,7 @@ async def test_a_disk_that_is_full_serves_and_says_degraded_with_200(
         document = json.loads(ready.body)
         assert (ready.status, document["status"]) == (200, "degraded")
         assert "nothing new is kept" in document["reason"] and "min_free" in document["reason"]
-        status = running.appliance.status()
+        status = running.appliance.reports.status()
         assert (status["ready"], status["store"]["used_bytes"]) == ("degraded", 0)
 
 
@@ -167,7 +168,7 @@ async def test_an_upstream_that_fails_is_told_and_does_not_make_it_unready(tmp_p
         assert (await running.get(MANIFEST)).status == 502
         ready = await running.admin("/readyz")
         assert (ready.status, json.loads(ready.body)["reason"]) == (200, "upstreams failing: docker.io")
-        assert running.appliance.status()["upstreams"]["docker.io"]["state"] == "failing"
+        assert running.appliance.reports.status()["upstreams"]["docker.io"]["state"] == "failing"
 
 
 async def test_while_stopping_it_is_not_ready_and_running_answers_end(
