@@ -8,9 +8,10 @@ The rate may change at any time, for transfers that run, too.
 
 from __future__ import annotations
 
+from proxy.engine.around import AroundBody, AroundUpstream
 from proxy.oci.digest import Digest
-from proxy.oci.names import Repository, TagOrDigest
-from proxy.ports import BlobBody, Clock, ManifestHead, TagPage, Upstream, UpstreamManifest
+from proxy.oci.names import Repository
+from proxy.ports import BlobBody, Clock, Upstream
 
 
 class Share:
@@ -37,58 +38,31 @@ class Share:
             await self._clock.sleep(wait_s)
 
 
-class LimitedUpstream:
-    """A `ports.Upstream` around another, whose blobs come at the rate of `share`. Documents are small and pass."""
+class LimitedUpstream(AroundUpstream):
+    """An upstream whose blobs come at the rate of `share`. Documents are small and pass."""
 
     def __init__(self, upstream: Upstream, share: Share) -> None:
-        self._upstream = upstream
+        super().__init__(upstream)
         self._share = share
-
-    async def manifest(self, repository: Repository, target: TagOrDigest) -> UpstreamManifest:
-        """See ports.Upstream."""
-        return await self._upstream.manifest(repository, target)
-
-    async def manifest_head(self, repository: Repository, target: TagOrDigest) -> ManifestHead:
-        """See ports.Upstream."""
-        return await self._upstream.manifest_head(repository, target)
 
     async def blob(self, repository: Repository, digest: Digest, *, offset: int = 0) -> BlobBody:
         """See ports.Upstream. The body keeps to the rate."""
-        return _LimitedBody(await self._upstream.blob(repository, digest, offset=offset), self._share)
-
-    async def blob_size(self, repository: Repository, digest: Digest) -> int | None:
-        """See ports.Upstream."""
-        return await self._upstream.blob_size(repository, digest)
-
-    async def tags(self, repository: Repository, *, n: int | None, last: str | None) -> TagPage:
-        """See ports.Upstream."""
-        return await self._upstream.tags(repository, n=n, last=last)
-
-    async def referrers(self, repository: Repository, digest: Digest, *, artifact_type: str) -> bytes | None:
-        """See ports.Upstream."""
-        return await self._upstream.referrers(repository, digest, artifact_type=artifact_type)
+        return _LimitedBody(await super().blob(repository, digest, offset=offset), self._share)
 
 
-class _LimitedBody:
+class _LimitedBody(AroundBody):
     """A body that waits its turn before each piece but its first."""
 
-    __slots__ = ("_body", "_next_at", "_share", "offset", "size", "source")
+    __slots__ = ("_next_at", "_share")
 
     def __init__(self, body: BlobBody, share: Share) -> None:
-        self._body = body
+        super().__init__(body)
         self._share = share
         self._next_at = 0.0
-        self.size = body.size
-        self.offset = body.offset
-        self.source = body.source
 
     async def read(self) -> bytes:
         """See ports.BlobBody."""
         await self._share.reached(self._next_at)
-        piece = await self._body.read()
+        piece = await super().read()
         self._next_at = self._share.charge(len(piece))
         return piece
-
-    async def close(self) -> None:
-        """See ports.BlobBody."""
-        await self._body.close()

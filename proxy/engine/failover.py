@@ -18,10 +18,11 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from proxy.engine.around import AroundBody, AroundUpstreams
 from proxy.errors import NotFound, UpstreamError
 from proxy.oci.digest import Digest
 from proxy.oci.names import Repository, Tag, TagOrDigest
-from proxy.ports import BlobBody, Clock, ManifestHead, TagPage, Upstream, UpstreamManifest
+from proxy.ports import BlobBody, Clock, ManifestHead, Upstream
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ T = TypeVar("T")
 SET_BACK_S = 30.0
 
 
-class Failover:
+class Failover(AroundUpstreams):
     """A `ports.Upstream` over `addresses`, of which there is at least one."""
 
     def __init__(self, addresses: Sequence[Upstream], clock: Clock) -> None:
@@ -37,14 +38,10 @@ class Failover:
         self._clock = clock
         self._set_back_until = [-math.inf] * len(self._addresses)
 
-    async def manifest(self, repository: Repository, target: TagOrDigest) -> UpstreamManifest:
-        """See ports.Upstream."""
-        return (await self._asked(lambda upstream: upstream.manifest(repository, target), self._in_order()))[0]
-
     async def manifest_head(self, repository: Repository, target: TagOrDigest) -> ManifestHead:
         """See ports.Upstream. `is_secondhand` where an earlier address failed; one that then names no digest confirms
         nothing, so the failure stands."""
-        head, failure, _ = await self._asked(
+        head, failure, _ = await self._first_answer(
             lambda upstream: upstream.manifest_head(repository, target), self._in_order()
         )
         if failure is None or not isinstance(target, Tag):
@@ -55,29 +52,21 @@ class Failover:
 
     async def blob(self, repository: Repository, digest: Digest, *, offset: int = 0) -> BlobBody:
         """See ports.Upstream."""
-        body, _, number = await self._asked(
+        body, _, number = await self._first_answer(
             lambda upstream: upstream.blob(repository, digest, offset=offset), self._by_health()
         )
         return _WatchedBody(body, lambda: self._set_back(number))
 
     async def blob_size(self, repository: Repository, digest: Digest) -> int | None:
         """See ports.Upstream."""
-        return (await self._asked(lambda upstream: upstream.blob_size(repository, digest), self._by_health()))[0]
-
-    async def tags(self, repository: Repository, *, n: int | None, last: str | None) -> TagPage:
-        """See ports.Upstream."""
-        return (await self._asked(lambda upstream: upstream.tags(repository, n=n, last=last), self._in_order()))[0]
-
-    async def referrers(self, repository: Repository, digest: Digest, *, artifact_type: str) -> bytes | None:
-        """See ports.Upstream."""
-        asked = self._asked(
-            lambda upstream: upstream.referrers(repository, digest, artifact_type=artifact_type), self._in_order()
-        )
-        return (await asked)[0]
+        return (await self._first_answer(lambda upstream: upstream.blob_size(repository, digest), self._by_health()))[0]
 
     # -- whom to ask ---------------------------------------------------------------------------------------------------
 
-    async def _asked(
+    async def _asked(self, ask: Callable[[Upstream], Awaitable[T]]) -> T:
+        return (await self._first_answer(ask, self._in_order()))[0]
+
+    async def _first_answer(
         self, ask: Callable[[Upstream], Awaitable[T]], order: Iterable[int]
     ) -> tuple[T, UpstreamError | None, int]:
         """The first answer, why an address before it gave none (the first reason), and whose answer it is."""
@@ -108,26 +97,19 @@ class Failover:
         self._set_back_until[number] = self._clock.monotonic() + SET_BACK_S
 
 
-class _WatchedBody:
+class _WatchedBody(AroundBody):
     """A body that says when it broke off."""
 
-    __slots__ = ("_body", "_on_broken", "offset", "size", "source")
+    __slots__ = ("_on_broken",)
 
     def __init__(self, body: BlobBody, on_broken: Callable[[], None]) -> None:
-        self._body = body
+        super().__init__(body)
         self._on_broken = on_broken
-        self.size = body.size
-        self.offset = body.offset
-        self.source = body.source
 
     async def read(self) -> bytes:
         """See ports.BlobBody."""
         try:
-            return await self._body.read()
+            return await super().read()
         except UpstreamError:
             self._on_broken()
             raise
-
-    async def close(self) -> None:
-        """See ports.BlobBody."""
-        await self._body.close()

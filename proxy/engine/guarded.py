@@ -21,11 +21,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from proxy.engine.around import AroundUpstream
 from proxy.errors import BreakwaterError, Throttled, Timeout, Unreachable
 from proxy.events import Event, Noticed
-from proxy.oci.digest import Digest
 from proxy.oci.names import Repository, TagOrDigest
-from proxy.ports import BlobBody, Clock, ManifestHead, TagPage, Upstream, UpstreamManifest
+from proxy.ports import Clock, ManifestHead, Upstream
 from proxy.rules.breaker import Breaker
 from proxy.rules.breaker import State as Circuit
 from proxy.rules.budget import Budget, Quote
@@ -48,8 +48,9 @@ class Condition:
     throttled_for_s: float | None
 
 
-class GuardedUpstream:
-    """A `ports.Upstream` around another. One for each address and identity; shared by everybody who asks them.
+class GuardedUpstream(AroundUpstream):
+    """An upstream that raises Throttled or Unreachable without being asked. One for each address and identity; shared by
+    everybody who asks them.
 
     `quote` tells what `upstream` last heard of its rate limit; `floor` is how much of it is kept for misses.
     """
@@ -66,7 +67,7 @@ class GuardedUpstream:
         quote: Callable[[], Quote | None] = lambda: None,
         floor: int = 10,
     ) -> None:
-        self._upstream = upstream
+        super().__init__(upstream)
         self._host = host
         self._address = address
         self._clock = clock
@@ -91,10 +92,6 @@ class GuardedUpstream:
 
     # -- ports.Upstream ------------------------------------------------------------------------------------------------
 
-    async def manifest(self, repository: Repository, target: TagOrDigest) -> UpstreamManifest:
-        """See ports.Upstream. Raises Throttled or Unreachable without asking, as all others here."""
-        return await self._asked(lambda: self._upstream.manifest(repository, target))
-
     async def manifest_head(self, repository: Repository, target: TagOrDigest) -> ManifestHead:
         """See ports.Upstream. Only revalidations ask this, so it is what stops first when little is left."""
         now = self._clock.monotonic()
@@ -105,30 +102,15 @@ class GuardedUpstream:
                 f"{self._host} grants {quote.remaining} more requests, which are kept for what is not here yet",
                 upstream=self._host,
             )
-        return await self._asked(lambda: self._upstream.manifest_head(repository, target))
-
-    async def blob(self, repository: Repository, digest: Digest, *, offset: int = 0) -> BlobBody:
-        """See ports.Upstream. What becomes of the body is the pump's to judge: its next attempt counts here."""
-        return await self._asked(lambda: self._upstream.blob(repository, digest, offset=offset))
-
-    async def blob_size(self, repository: Repository, digest: Digest) -> int | None:
-        """See ports.Upstream."""
-        return await self._asked(lambda: self._upstream.blob_size(repository, digest))
-
-    async def tags(self, repository: Repository, *, n: int | None, last: str | None) -> TagPage:
-        """See ports.Upstream."""
-        return await self._asked(lambda: self._upstream.tags(repository, n=n, last=last))
-
-    async def referrers(self, repository: Repository, digest: Digest, *, artifact_type: str) -> bytes | None:
-        """See ports.Upstream."""
-        return await self._asked(lambda: self._upstream.referrers(repository, digest, artifact_type=artifact_type))
+        return await super().manifest_head(repository, target)
 
     # -- the guard -----------------------------------------------------------------------------------------------------
 
-    async def _asked(self, ask: Callable[[], Awaitable[T]]) -> T:
+    async def _asked(self, ask: Callable[[Upstream], Awaitable[T]]) -> T:
+        """What becomes of a body is the pump's to judge: its next attempt counts here."""
         self._admit()
         try:
-            answer = await ask()
+            answer = await super()._asked(ask)
         except (Unreachable, Timeout) as error:
             self._failed(error)
             raise
