@@ -11,7 +11,6 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from aiohttp import web
 
@@ -77,8 +76,6 @@ from proxy.web.serve import Pace as ReaderPace
 from proxy.web.serve import Sender
 from proxy.web.server import DataServer, name_of
 from proxy.web.server import Limits as ServerLimits
-
-T = TypeVar("T")
 
 #: How long a command waits for somebody else's lock on the store, in seconds: a server has it for good.
 COMMAND_PATIENCE_S = 2.0
@@ -196,7 +193,7 @@ class Appliance:
             capacity.forget(digest)
             observe(Noticed("error", f"{why}; moved to quarantine"))
 
-        verification = Verification(owner, clock, condemn=condemn)
+        verification = Verification(owner, clock, condemn=condemn, is_irreplaceable=pins.is_irreplaceable)
         links = Links(store.records, owner)
         charges = Charges(allowances_of(settings), store.charges, capacity, clock=clock, owner=owner, observe=observe)
         await charges.load()

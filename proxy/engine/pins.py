@@ -98,6 +98,10 @@ class Pins:
         await self._write()
         return True
 
+    def is_irreplaceable(self, digest: Digest) -> bool:
+        """Whether it could not be had again if it went: it belongs to what is sealed."""
+        return self.keeps_all or digest in self._sealed
+
     def keep_sealed(self, digests: Iterable[Digest]) -> None:
         """These belong to a sealed upstream: what is gone can never be had again."""
         self._sealed.update(digests)

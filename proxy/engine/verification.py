@@ -33,11 +33,14 @@ class Verification:
         clock: Clock,
         *,
         condemn: Callable[[Digest, str], Awaitable[None]],
+        is_irreplaceable: Callable[[Digest], bool] = lambda _: False,
     ) -> None:
-        """`condemn` takes a file that is wrong out of reach."""
+        """`condemn` takes a file that is wrong out of reach. One that merely cannot be read now stays where it is when
+        it is irreplaceable: the disk may come back, and nobody else has the bytes."""
         self._owner = owner
         self._clock = clock
         self.condemn = condemn
+        self._is_irreplaceable = is_irreplaceable
         self._verified: LRUCache[Digest, FileIdentity] = LRUCache(MAX_REMEMBERED)
         self._running: dict[Digest, tuple[FileIdentity, Transfer]] = {}
 
@@ -88,7 +91,8 @@ class Verification:
             transfer.goes(State.COMMITTED)
         except Unavailable as failure:
             # A file that cannot be read would answer short for ever; without it the next request is upstream's.
-            await self.condemn(transfer.digest, f"the stored file of {transfer.digest} cannot be read: {failure}")
+            if not self._is_irreplaceable(transfer.digest):
+                await self.condemn(transfer.digest, f"the stored file of {transfer.digest} cannot be read: {failure}")
             transfer.fail(failure)
         except BreakwaterError as failure:
             transfer.fail(failure)

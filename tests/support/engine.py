@@ -11,7 +11,7 @@ import asyncio
 import json
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -358,6 +358,7 @@ async def engine(
     projects: tuple[ProjectRoute, ...] = (),
     allowances: Mapping[str, Allowance] | None = None,
     is_counted: bool = True,
+    irreplaceable: Collection[Digest] = (),
     events: list[Event] | None = None,
 ) -> AsyncIterator[Engine]:
     """An engine over `upstreams` (their hosts are the source hosts) or over any `ports` by host.
@@ -387,7 +388,7 @@ async def engine(
         await store_.blobs.quarantine(digest, why)
         kept.forget(digest)
 
-    verification = Verification(owner, clock, condemn=condemn)
+    verification = Verification(owner, clock, condemn=condemn, is_irreplaceable=irreplaceable.__contains__)
     links = Links(store_.records, owner)
     around = {"clock": clock, "owner": owner, "observe": events.append}
     charges = Charges(allowances or {}, store_.charges, kept, **around)  # type: ignore[arg-type]

@@ -191,6 +191,21 @@ async def test_a_file_that_cannot_be_read_is_condemned_too(running: Engine, upst
     assert upstream.count("blob") == 1
 
 
+async def test_what_is_sealed_and_cannot_be_read_now_stays_in_its_place(
+    store: MemoryStore, upstream: FakeUpstream
+) -> None:
+    """The only copy of an air gap is not put away for a disk that fails for a moment."""
+    async with engine(upstream, store=store, clock=HastyClock(), irreplaceable={DIGEST}) as running:
+        gated(running).failure = Unavailable("Input/output error")
+        with pytest.raises(Unavailable):
+            await whole(await running.open(DIGEST))
+        await running.idle()
+        assert not gated(running).quarantined
+        gated(running).failure = None
+        assert await running.read(DIGEST) == BODY
+        assert upstream.count("blob") == 0
+
+
 async def test_what_came_from_upstream_was_hashed_on_its_way(upstream: FakeUpstream) -> None:
     """A file this process has written itself is not hashed again."""
     store = MemoryStore()
