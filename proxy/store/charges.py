@@ -5,8 +5,8 @@
 
 Appending costs one fsync for any number of changes; a small file for each charge, as for records, would cost three for
 each. The last line about a digest counts. A line that is torn or damaged costs that line alone: what it said is found
-out by the recount that follows every start (engine/charges.py). A whole file is replaced the way a record is: written
-under ingest/, synced, renamed.
+out by the recount that follows every start (engine/charges.py). A whole file is replaced the way a record is
+(checked_file.py).
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from proxy.errors import InvalidDigest
 from proxy.oci.digest import Digest
-from proxy.store.filesystem import FileSystem, is_ours, kind_of, meaning
-from proxy.store.layout import NOT_OURS, Folders, is_project, record_ingest_name
-from proxy.store.quarantine import Quarantine
-from proxy.store.workers import Workers
+from proxy.store.checked_file import Ground, WholeFiles
+from proxy.store.filesystem import is_ours, kind_of, meaning
+from proxy.store.layout import NOT_OURS, is_project
 
 #: What is read in one step.
 _STEP = 1 << 20
@@ -29,15 +28,12 @@ _STEP = 1 << 20
 class DiskCharges:
     """Journals as files below charges/ (ports.ChargeJournal)."""
 
-    def __init__(
-        self, fs: FileSystem, folders: Folders, workers: Workers, quarantine: Quarantine, unfinished: set[str]
-    ) -> None:
-        self._fs = fs
-        self._folders = folders
-        self._workers = workers
-        self._quarantine = quarantine
-        #: Names under ingest/ that a sweep leaves alone; shared with the blobs.
-        self._unfinished = unfinished
+    def __init__(self, ground: Ground) -> None:
+        self._fs = ground.fs
+        self._at = ground.folders.charges
+        self._workers = ground.workers
+        self._quarantine = ground.quarantine
+        self._files = WholeFiles(ground, self._at)
 
     # what the port asks for
 
@@ -56,7 +52,7 @@ class DiskCharges:
     # in a worker thread
 
     def _load(self) -> dict[str, list[tuple[Digest, int]]]:
-        at, found = self._folders.charges, {}
+        at, found = self._at, {}
         try:
             for name in sorted(self._fs.names(at)):
                 if name in NOT_OURS:
@@ -84,7 +80,7 @@ class DiskCharges:
             self._fs.close(fd)
 
     def _append(self, project: str, changes: Sequence[tuple[Digest, int | None]]) -> None:
-        at = self._folders.charges
+        at = self._at
         try:
             try:
                 self._make_way(project)
@@ -105,37 +101,20 @@ class DiskCharges:
             raise meaning(error, f"cannot write what project {project!r} pays for") from error
 
     def _rewrite(self, project: str, charges: Sequence[tuple[Digest, int]]) -> None:
-        name = record_ingest_name()
-        self._unfinished.add(name)
         try:
-            fd = self._fs.create(self._folders.ingest, name)
-            try:
-                self._fs.write(fd, _lines(charges), 0)
-                self._fs.fsync(fd)
-            finally:
-                self._fs.close(fd)
             self._make_way(project)
-            self._fs.rename(self._folders.ingest, name, self._folders.charges, project)
-            self._fs.fsync_folder(self._folders.charges)
+            self._files.write((), project, _lines(charges))
         except OSError as error:
-            try:
-                self._fs.unlink(self._folders.ingest, name)
-            except OSError:
-                pass  # it has its name, or the next start sweeps it
             raise meaning(error, f"cannot write what project {project!r} pays for") from error
-        finally:
-            self._unfinished.discard(name)
 
     def _make_way(self, project: str) -> None:
         """Anything but a plain file of ours is set aside. Raises FileNotFoundError when there is nothing."""
         try:
-            found = self._fs.look(self._folders.charges, project)
+            found = self._fs.look(self._at, project)
         except FileNotFoundError:
             return
         if not is_ours(found) or not stat.S_ISREG(found.st_mode):
-            self._quarantine.take(
-                self._folders.charges, project, f"{kind_of(found)} was in the place of charges/{project}"
-            )
+            self._quarantine.take(self._at, project, f"{kind_of(found)} was in the place of charges/{project}")
 
 
 def _checked(project: str) -> str:

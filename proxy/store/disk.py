@@ -25,6 +25,7 @@ from proxy.errors import Corrupt, Overloaded, StoreError
 from proxy.oci.digest import ALGORITHMS, Digest, Verifier
 from proxy.ports import Clock, FileIdentity, KeptIngest, Space, StoredBlob
 from proxy.store.charges import DiskCharges
+from proxy.store.checked_file import Ground
 from proxy.store.facts import DiskFacts
 from proxy.store.filesystem import FileSystem, is_ours, kind_of, made_folder, meaning, opened_folder
 from proxy.store.layout import (
@@ -225,15 +226,12 @@ class DiskIngest:
 class DiskBlobs:
     """Blobs as files named after their digests (ports.BlobStore)."""
 
-    def __init__(
-        self, fs: FileSystem, folders: Folders, workers: Workers, quarantine: Quarantine, unfinished: set[str]
-    ) -> None:
-        self.fs = fs
-        self.workers = workers
-        #: Names under ingest/ that this process is at work on, blobs and records: what a sweep leaves alone.
-        self.unfinished = unfinished
-        self._folders = folders
-        self._quarantine = quarantine
+    def __init__(self, ground: Ground) -> None:
+        self.fs = ground.fs
+        self.workers = ground.workers
+        self.unfinished = ground.unfinished
+        self._folders = ground.folders
+        self._quarantine = ground.quarantine
         self._settled: set[str] = set()
 
     # what the port asks for
@@ -585,13 +583,12 @@ class DiskStore:
     def __init__(
         self, fs: FileSystem, folders: Folders, workers: Workers, lock: StoreLock, report: Callable[[str], None]
     ) -> None:
-        quarantine = Quarantine(fs, folders.quarantine, workers.tell)
+        ground = Ground(fs, folders, workers, Quarantine(fs, folders.quarantine, workers.tell))
         self.path = folders.path
-        unfinished: set[str] = set()
-        self.blobs = DiskBlobs(fs, folders, workers, quarantine, unfinished)
-        self.records = DiskRecords(fs, folders, workers, quarantine, unfinished)
-        self.charges = DiskCharges(fs, folders, workers, quarantine, unfinished)
-        self.notes = DiskNotes(fs, folders, workers, quarantine, unfinished)
+        self.blobs = DiskBlobs(ground)
+        self.records = DiskRecords(ground)
+        self.charges = DiskCharges(ground)
+        self.notes = DiskNotes(ground)
         self.facts = DiskFacts(folders.path, report)
         self._fs = fs
         self._folders = folders

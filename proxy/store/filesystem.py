@@ -123,6 +123,16 @@ class FileSystem:
             pass  # EIO from a close says that unsynced bytes were lost; Linux has freed the descriptor all the same
 
 
+def write_synced(fs: FileSystem, at: int, name: str, content: bytes) -> None:
+    """Make a file with these bytes and bring them to the platter; its name is not there yet. Raises OSError."""
+    fd = fs.create(at, name)
+    try:
+        fs.write(fd, content, 0)
+        fs.fsync(fd)
+    finally:
+        fs.close(fd)
+
+
 def is_ours(found: os.stat_result) -> bool:
     """Whether this is a plain file with one name that belongs to us, and not something planted in its place."""
     return stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid()

@@ -50,7 +50,7 @@ from proxy.errors import InvalidDigest, InvalidName, Unavailable
 from proxy.oci.digest import Digest
 from proxy.oci.names import Repository, SourceHost
 from proxy.ports import Holding
-from proxy.store.filesystem import FileSystem, kind_of, meaning
+from proxy.store.filesystem import FileSystem, kind_of, meaning, write_synced
 from proxy.store.quarantine import Quarantine, opened_file
 
 #: The number of the drawing above.
@@ -277,12 +277,7 @@ def _write_layout(fs: FileSystem, folders: Folders) -> None:
     text = json.dumps({"layout": LAYOUT, "made_by": f"breakwater {__version__}"}) + "\n"
     name = record_ingest_name()
     try:
-        fd = fs.create(folders.ingest, name)
-        try:
-            fs.write(fd, text.encode(), 0)
-            fs.fsync(fd)
-        finally:
-            fs.close(fd)
+        write_synced(fs, folders.ingest, name, text.encode())
         fs.rename(folders.ingest, name, folders.root, LAYOUT_FILE)
         fs.fsync_folder(folders.root)
     except OSError as error:

@@ -11,10 +11,7 @@ links included; aiofiles would make three hops for each file.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
-import stat
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -23,45 +20,34 @@ from proxy.oci.descriptor import Descriptor
 from proxy.oci.digest import ALGORITHMS, Digest
 from proxy.oci.names import Tag
 from proxy.ports import Holding, LinkRecord, TagRecord
-from proxy.store.filesystem import FileSystem, made_folder, meaning, opened_folder
+from proxy.store.checked_file import CheckedFiles, Ground
+from proxy.store.filesystem import meaning
 from proxy.store.layout import (
     MANIFESTS,
     NOT_OURS,
     SINGLE_BLOBS,
     TAGS,
-    Folders,
     holding_folder,
     maybe_digest,
     maybe_holding,
-    record_ingest_name,
 )
-from proxy.store.quarantine import Quarantine, opened_file
-from proxy.store.workers import Workers
 
 T = TypeVar("T")
 
-VERSION = 1
 #: No record is longer. A manifest has at most 4 MiB, and its link says little more than it does.
 MAX_BYTES = 16 << 20
 
-_HEADER = re.compile(rb"breakwater-record 1 sha256:([0-9a-f]{64})")
 _KINDS = (TAGS, MANIFESTS, SINGLE_BLOBS)
 
 
 class DiskRecords:
     """Tags and links as files below records/ (ports.Records)."""
 
-    def __init__(
-        self, fs: FileSystem, folders: Folders, workers: Workers, quarantine: Quarantine, unfinished: set[str]
-    ) -> None:
-        self._fs = fs
-        self._folders = folders
-        self._workers = workers
-        self._quarantine = quarantine
-        #: Names under ingest/ that a sweep leaves alone; shared with the blobs.
-        self._unfinished = unfinished
-        #: Folders whose names are known to last (filesystem.made_folder).
-        self._settled: set[str] = set()
+    def __init__(self, ground: Ground) -> None:
+        self._fs = ground.fs
+        self._workers = ground.workers
+        self._quarantine = ground.quarantine
+        self._files = CheckedFiles(ground, ground.folders.records, "record", MAX_BYTES)
 
     # what the port asks for
 
@@ -137,13 +123,13 @@ class DiskRecords:
         parts = (*holding_folder(holding), *kind)
         found: list[T] = []
         try:
-            with opened_folder(self._fs, self._folders.records, parts, set_aside=self._quarantine.take) as at:
+            with self._files.opened(parts) as at:
                 for name in [only] if only else sorted(self._fs.names(at)):
                     where = f"the record {'/'.join((*parts, name))}"
                     if not is_known(name):
                         self._quarantine.take(at, name, f"{where} has no proper name")
                         continue
-                    payload = self._read(at, name, where)
+                    payload = self._files.read(at, name, where)
                     if payload is None:
                         continue
                     try:
@@ -155,27 +141,6 @@ class DiskRecords:
         except OSError as error:
             raise meaning(error, f"cannot read the records of {holding}") from error
         return found
-
-    def _read(self, at: int, name: str, where: str) -> bytes | None:
-        """The payload of a record whose checksum agrees; None where there is none."""
-        opened = opened_file(self._fs, self._quarantine, at, name, where)
-        if opened is None:
-            return None
-        fd, found = opened
-        try:
-            if found.st_size > MAX_BYTES:
-                why = f"has {found.st_size} bytes"
-            else:
-                content = self._fs.read(fd, found.st_size, 0)
-                header, _, payload = content.partition(b"\n")
-                claim = _HEADER.fullmatch(header)
-                if claim and claim[1].decode() == hashlib.sha256(payload).hexdigest():
-                    return payload
-                why = "is damaged"
-        finally:
-            self._fs.close(fd)
-        self._quarantine.take(at, name, f"{where} {why}")
-        return None
 
     # in a worker thread: finding every holding
 
@@ -195,7 +160,7 @@ class DiskRecords:
         """The folders below that belong to holdings, and whether this one holds records itself."""
         where = "/".join(("records", *parts))
         try:
-            with opened_folder(self._fs, self._folders.records, parts, set_aside=self._quarantine.take) as at:
+            with self._files.opened(parts) as at:
                 names = sorted(set(self._fs.names(at)) - NOT_OURS)
                 below = [name for name in names if _may_be_below(parts, name)]
                 has_records = maybe_holding(parts) is not None and any(name in _KINDS for name in names)
@@ -213,52 +178,16 @@ class DiskRecords:
     def _put(self, holding: Holding, kind: tuple[str, ...], name: str, to_json: Callable[[], dict[str, Any]]) -> None:
         parts = (*holding_folder(holding), *kind)
         payload = json.dumps(to_json(), ensure_ascii=False, separators=(",", ":")).encode()
-        content = b"breakwater-record 1 sha256:%s\n%s" % (hashlib.sha256(payload).hexdigest().encode(), payload)
-        unfinished = record_ingest_name()
-        self._unfinished.add(unfinished)
         try:
-            self._write(unfinished, content)
-            with made_folder(
-                self._fs, self._folders.records, parts, set_aside=self._quarantine.take, settled=self._settled
-            ) as at:
-                self._make_way(at, name)
-                self._fs.rename(self._folders.ingest, unfinished, at, name)
-                self._fs.fsync_folder(at)
+            self._files.put(parts, name, payload)
         except OSError as error:
-            self._discard(unfinished)
             raise meaning(error, f"cannot write a record of {holding}") from error
-        finally:
-            self._unfinished.discard(unfinished)
-
-    def _write(self, name: str, content: bytes) -> None:
-        fd = self._fs.create(self._folders.ingest, name)
-        try:
-            self._fs.write(fd, content, 0)
-            self._fs.fsync(fd)
-        finally:
-            self._fs.close(fd)
-
-    def _make_way(self, at: int, name: str) -> None:
-        """A rename replaces everything but a folder."""
-        try:
-            if stat.S_ISDIR(self._fs.look(at, name).st_mode):
-                self._quarantine.take(at, name, f"a folder was in the place of the record {name}")
-        except FileNotFoundError:
-            pass
-
-    def _discard(self, name: str) -> None:
-        try:
-            self._fs.unlink(self._folders.ingest, name)
-        except OSError:
-            pass  # the next start sweeps
 
     def _remove(self, holding: Holding, names: Mapping[tuple[str, ...], Sequence[str]]) -> None:
         parts = holding_folder(holding)
         for kind, some in names.items():
             try:
-                with opened_folder(
-                    self._fs, self._folders.records, (*parts, *kind), set_aside=self._quarantine.take
-                ) as at:
+                with self._files.opened((*parts, *kind)) as at:
                     n_removed = sum(self._is_removed(at, name) for name in some)
                     if n_removed:
                         self._fs.fsync_folder(at)

@@ -52,3 +52,16 @@ async def test_names_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="name of a note"):
         await store.notes.put(name, b"")
     await store.aclose()
+
+
+async def test_a_folder_in_the_place_of_a_note_is_put_aside_by_the_next_write(tmp_path: Path) -> None:
+    """Pins can be written whatever was planted there."""
+    told: list[str] = []
+    (planted := tmp_path / "breakwater" / "notes" / "pins").mkdir(parents=True)
+    (tmp_path / "breakwater").chmod(0o700)
+    (planted / "inside").touch()
+    store = await DiskStore.open(tmp_path, clock=ManualClock(), report=told.append)
+    await store.notes.put("pins", b"body")
+    assert await store.notes.get("pins") == b"body"
+    await store.aclose()
+    assert "quarantine/" in told[0]

@@ -1,0 +1,124 @@
+"""Small files that are whole or absent: written under ingest/, synced, renamed, their folder synced (INV-2).
+
+Records, notes and what projects pay for are such files. A checked one also says for itself that it is undamaged: its
+first line is `breakwater-<kind> 1 sha256:<hex of the rest>`. One that does not agree goes to quarantine and is absent;
+nothing reads what is in it.
+
+Never pickle, whatever a file says it is: what comes out of here are bytes whose checksum agreed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import stat
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+from proxy.store.filesystem import FileSystem, made_folder, opened_folder, write_synced
+from proxy.store.layout import Folders, record_ingest_name
+from proxy.store.quarantine import Quarantine, opened_file
+from proxy.store.workers import Workers
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What every part of an open store stands on."""
+
+    fs: FileSystem
+    folders: Folders
+    workers: Workers
+    quarantine: Quarantine
+    #: Names under ingest/ that this process is at work on, blobs and others: what a sweep leaves alone.
+    unfinished: set[str] = field(default_factory=set)
+
+
+class WholeFiles:
+    """The small files below one open folder `base`. Synchronous: everything here belongs in a worker thread."""
+
+    def __init__(self, ground: Ground, base: int) -> None:
+        self._fs = ground.fs
+        self._ingest = ground.folders.ingest
+        self._quarantine = ground.quarantine
+        self._unfinished = ground.unfinished
+        self._base = base
+        #: Folders whose names are known to last (filesystem.made_folder).
+        self._settled: set[str] = set()
+
+    def opened(self, parts: Sequence[str]) -> AbstractContextManager[int]:
+        """The folder at `parts`. Raises FileNotFoundError when a part is missing, OSError when the disk fails."""
+        return opened_folder(self._fs, self._base, parts, set_aside=self._quarantine.take)
+
+    def write(self, parts: Sequence[str], name: str, content: bytes) -> None:
+        """Put a file there, in the place of what has the name. Durable and whole when it returns.
+
+        Raises OSError; then the name has the file it had before, or this one.
+        """
+        unfinished = record_ingest_name()
+        self._unfinished.add(unfinished)
+        try:
+            write_synced(self._fs, self._ingest, unfinished, content)
+            with made_folder(self._fs, self._base, parts, set_aside=self._quarantine.take, settled=self._settled) as at:
+                self._make_way(at, name)
+                self._fs.rename(self._ingest, unfinished, at, name)
+                self._fs.fsync_folder(at)
+        except OSError:
+            self._discard(unfinished)
+            raise
+        finally:
+            self._unfinished.discard(unfinished)
+
+    def _make_way(self, at: int, name: str) -> None:
+        """A rename replaces everything but a folder."""
+        try:
+            if stat.S_ISDIR(self._fs.look(at, name).st_mode):
+                self._quarantine.take(at, name, f"a folder was in the place of the file {name}")
+        except FileNotFoundError:
+            pass
+
+    def _discard(self, name: str) -> None:
+        try:
+            self._fs.unlink(self._ingest, name)
+        except OSError:
+            pass  # it has its name, or the next start sweeps it
+
+
+class CheckedFiles(WholeFiles):
+    """Whole files with a checksum of their own."""
+
+    def __init__(self, ground: Ground, base: int, kind: str, max_bytes: int) -> None:
+        """`kind` is a word of their first line; none of them is longer than `max_bytes`."""
+        super().__init__(ground, base)
+        self._kind = kind
+        self._max_bytes = max_bytes
+        self._header = re.compile(rb"breakwater-%s 1 sha256:([0-9a-f]{64})" % kind.encode())
+
+    def read(self, at: int, name: str, what: str) -> bytes | None:
+        """The payload of a file whose checksum agrees; None where there is none.
+
+        What is damaged, too long or no plain file of ours is set aside, with a sentence that begins with `what`. Raises
+        OSError.
+        """
+        opened = opened_file(self._fs, self._quarantine, at, name, what)
+        if opened is None:
+            return None
+        fd, found = opened
+        try:
+            if found.st_size > self._max_bytes:
+                why = f"has {found.st_size} bytes"
+            else:
+                header, _, payload = self._fs.read(fd, found.st_size, 0).partition(b"\n")
+                claim = self._header.fullmatch(header)
+                if claim and claim[1].decode() == hashlib.sha256(payload).hexdigest():
+                    return payload
+                why = "is damaged"
+        finally:
+            self._fs.close(fd)
+        self._quarantine.take(at, name, f"{what} {why}")
+        return None
+
+    def put(self, parts: Sequence[str], name: str, payload: bytes) -> None:
+        """Write a payload under its checksum. Raises OSError, as `write`."""
+        checksum = hashlib.sha256(payload).hexdigest()
+        self.write(parts, name, f"breakwater-{self._kind} 1 sha256:{checksum}\n".encode() + payload)
