@@ -127,7 +127,10 @@ def standing_order(settings: Settings) -> Order:
 
 
 def server_tls(settings: Settings) -> ssl.SSLContext | None:
-    """The certificate to serve with, if any. Reads files. Raises InvalidSettings when it cannot be used."""
+    """The certificate to serve with, and the CAs whose certificates clients must show, if any.
+
+    Reads files. Raises InvalidSettings when they cannot be used.
+    """
     tls = settings.server.tls
     if tls is None:
         return None
@@ -136,4 +139,10 @@ def server_tls(settings: Settings) -> ssl.SSLContext | None:
         context.load_cert_chain(tls.cert, tls.key)
     except (OSError, ssl.SSLError) as error:
         raise InvalidSettings([f"[server] tls: cannot use {tls.cert} with {tls.key}: {error}"]) from error
+    if tls.client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        try:
+            context.load_verify_locations(tls.client_ca)
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidSettings([f"[server] tls: cannot use client_ca {tls.client_ca}: {error}"]) from error
     return context

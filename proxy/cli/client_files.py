@@ -32,6 +32,8 @@ class Mirror:
     project: str | None
     settings_of_project: Project | None
     is_enforced: bool
+    #: Whether clients must show a certificate (`server.tls.client_ca`).
+    asks_who: bool = False
 
     @classmethod
     def of(cls, settings: Settings, *, url: str | None, project: str | None, is_enforced: bool) -> Self:
@@ -46,6 +48,7 @@ class Mirror:
             project=project,
             settings_of_project=settings.projects.get(project) if project is not None else None,
             is_enforced=is_enforced,
+            asks_who=settings.server.tls is not None and settings.server.tls.client_ca is not None,
         )
 
     @property
@@ -120,6 +123,8 @@ def _properties(mirror: Mirror, indent: str) -> Iterator[str]:
         yield f"{indent}override_path = true"
     if not mirror.is_plain:
         yield f'{indent}# ca = "/path/to/ca.pem"  # unless the node trusts who signed the certificate'
+    if mirror.asks_who:
+        yield f'{indent}# client = [["/path/to/client.pem", "/path/to/client.key"]]  # this mirror asks for a certificate'
 
 
 # -- CRI-O and podman --------------------------------------------------------------------------------------------------
@@ -128,6 +133,9 @@ def _properties(mirror: Mirror, indent: str) -> Iterator[str]:
 def _registries_conf(mirror: Mirror, hosts: Sequence[SourceHost], *, is_named: bool) -> Iterator[str]:
     """containers-registries.conf(5). These clients send no `ns`: the path begins with a source host or a project."""
     yield "# /etc/containers/registries.conf.d/50-breakwater.conf"
+    if mirror.asks_who:
+        folder = mirror.location.partition("/")[0]
+        yield f"# This mirror asks for a certificate: /etc/containers/certs.d/{folder}/client.cert and client.key"
     for host in hosts:
         yield ""
         try:

@@ -16,7 +16,6 @@ from proxy.settings.contradictions import contradictions
 from proxy.settings.keys import Pattern, Place, every_key, pattern_of, siblings, spelled
 from proxy.settings.layers import BUILT_IN, Layer, Origin, Written, laid
 from proxy.settings.model import Settings
-from proxy.settings.not_yet import NOT_YET, is_not_yet
 
 #: Taking out what is wrong and looking again ends, for the tree only shrinks; this many rounds are never needed.
 _MOST_ROUNDS = 10
@@ -43,14 +42,11 @@ def read(layers: Iterable[Layer]) -> Effective:
     layers = list(layers)
     written = laid(layers)
     settings, found, taken_out = _validated(written.values)
-    found = [(place, sentence) for place, sentence in found if not is_not_yet(pattern_of(place))]
-    found += _not_yet(written.values, ())
     if settings is not None:
         found += [
             (clash.places[0], clash.sentence)
             for clash in contradictions(settings, written.values)
-            if not is_not_yet(pattern_of(clash.places[0]))
-            and not any(_touches(place, out) for place in clash.places for out in taken_out)
+            if not any(_touches(place, out) for place in clash.places for out in taken_out)
         ]
     problems = [problem for layer in layers for problem in layer.problems]
     found.sort(key=lambda pair: _in_order(written.origin_of(pair[0])))
@@ -165,21 +161,3 @@ def _unknown(place: Place) -> str:
     if near := difflib.get_close_matches(name.lower(), anywhere, n=1, cutoff=0.75):
         return f"unknown key here; did you mean {'.'.join(anywhere[near[0]])}?"
     return f"unknown key; expected one of {', '.join(here)}"
-
-
-# -- not yet -----------------------------------------------------------------------------------------------------------
-
-
-def _not_yet(value: Any, place: Place) -> list[tuple[Place, str]]:
-    pattern = pattern_of(place)
-    if place and isinstance(place[-1], int) and place[-1] > 0 and ".".join((*pattern[:-1], "+")) in NOT_YET:
-        pattern = (*pattern[:-1], "+")
-    if (what := NOT_YET.get(".".join(pattern))) is not None:
-        return [(place, f"{what} not in this version yet; remove this, for it would be read and ignored")]
-    if isinstance(value, dict):
-        inner: Iterable[tuple[str | int, Any]] = value.items()
-    elif isinstance(value, list):
-        inner = enumerate(value)
-    else:
-        return []
-    return [problem for name, entry in inner for problem in _not_yet(entry, (*place, name))]

@@ -9,10 +9,9 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from proxy.settings.contradictions import effective_default
-from proxy.settings.keys import Pattern, Place, inner_section, is_secret, pattern_of, quoted, spelled
+from proxy.settings.keys import Pattern, Place, inner_section, is_secret, quoted, spelled
 from proxy.settings.layers import BUILT_IN, Origin
 from proxy.settings.model import Section, Settings
-from proxy.settings.not_yet import is_not_yet
 from proxy.settings.reading import Effective
 
 #: What stands in place of every secret.
@@ -56,7 +55,7 @@ def _rows_of(section: type[Section], table: Mapping[str, Any], above: Place, eff
             tables += [(inner, one, (*here, key)) for key, one in (value or {}).items()]
         elif name in table:
             yield Row(here, _without_secrets(value, here), effective.written.origin_of(here))
-        elif field.get_default() is not None and not is_not_yet(pattern_of(here)):
+        elif field.get_default() is not None:
             yield Row(here, field.get_default(), BUILT_IN)
     for inner, one, here in tables:
         yield from _rows_of(inner, one, here, effective)
@@ -147,9 +146,8 @@ def _is_heading(pattern: Pattern, field: FieldInfo) -> bool:
 
 def _reference_rows(name: str, pattern: Pattern, field: FieldInfo) -> Iterator[str]:
     inner, is_many = inner_section(field.annotation)
-    what = f"{field.description}{' *Not in this version yet.*' if is_not_yet(pattern) else ''}"
-    yield f"| `{name}` | {_default(field)} | {_cell(what)} | {_cell(_word(field, 'why'))} |"
-    if inner is None or is_many or is_not_yet(pattern):
+    yield f"| `{name}` | {_default(field)} | {_cell(field.description or '')} | {_cell(_word(field, 'why'))} |"
+    if inner is None or is_many:
         return
     for key, one in inner.model_fields.items():
         yield from _reference_rows(f"{name}.{key}", (*pattern, key), one)

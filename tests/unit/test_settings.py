@@ -23,7 +23,6 @@ from proxy.settings import (
     read,
 )
 from proxy.settings.keys import every_key, spelled
-from proxy.settings.not_yet import NOT_YET
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "config").glob("*.toml"))
 
@@ -385,40 +384,6 @@ def test_a_wrong_value_is_not_reported_twice() -> None:
     assert problems_of(DOCKER + 'credentials = { username = "u", password = 5 }') == [
         'b.toml:3: upstreams."docker.io".credentials.password: expected text in quotes'
     ]
-
-
-# -- not yet -----------------------------------------------------------------------------------------------------------
-
-#: One way to write each key of NOT_YET.
-LATE = {
-    "server.tls.client_ca": '[server]\ntls = { cert = "c", key = "k", client_ca = "ca" }',
-    "upstreams.*.credentials.docker_config": _upstream('credentials = { docker_config = "/x" }'),
-    "upstreams.*.credentials.helper": _upstream('credentials = { helper = "ecr" }'),
-    "upstreams.*.url.*.credentials.docker_config": _upstream("").replace(
-        '"https://x.test"', '[{ url = "https://x", credentials = { docker_config = "/x" } }]'
-    ),
-    "upstreams.*.url.*.credentials.helper": _upstream("").replace(
-        '"https://x.test"', '[{ url = "https://x", credentials = { helper = "ecr" } }]'
-    ),
-    "upstreams.*.url.+": _upstream("").replace('"https://x.test"', '["https://x", "https://y"]'),
-    "upstreams.*.http_proxy": _upstream('http_proxy = "http://10.0.0.1:3128"'),
-    "upstreams.*.no_proxy": _upstream('no_proxy = ["x"]'),
-    "projects.*.credentials": "[projects.a]\ncredentials = { }",
-    "projects.*.quota": '[projects.a]\nquota = "1GiB"',
-    "projects.*.on_full": '[projects.a]\non_full = "deny"',
-    "projects.*.access": '[projects.a]\naccess = ["ci"]',
-    "projects.*.immutable_tags": '[projects.a]\nimmutable_tags = ["v*"]',
-    "robots": '[robots.ci]\nsecret_hash = "x"\nprojects = ["nobody"]',
-}
-
-
-@pytest.mark.parametrize("pattern", NOT_YET)
-def test_a_key_that_does_nothing_yet_is_a_problem(pattern: str) -> None:
-    """A rule that is accepted and ignored would be a lie. One problem, whatever else is wrong with it."""
-    (problem,) = problems_of(LATE[pattern])
-    assert problem.endswith(
-        f"{NOT_YET[pattern]} not in this version yet; remove this, for it would be read and ignored"
-    )
 
 
 # -- the contract ------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from proxy.settings import built_in_layer, environment_layer, file_layer, parse, read
 from proxy.settings.keys import every_key
-from proxy.settings.not_yet import NOT_YET, is_not_yet
 from proxy.settings.reading import Effective
 from proxy.settings.shown import as_json, as_toml, reference
 
@@ -74,13 +73,12 @@ def test_json_has_the_same_rows() -> None:
     assert len(keys) == as_toml(found).count(" # ")
 
 
-def test_the_reference_has_every_key_and_says_which_do_nothing_yet() -> None:
+def test_the_reference_has_every_key() -> None:
     """It is made from the models, so that it cannot lag behind them."""
     text = reference()
     for pattern in every_key():
-        if pattern[-1] != "*" and len(pattern) > 1 and "+" not in pattern and not is_not_yet(pattern[:-1]):
+        if pattern[-1] != "*" and len(pattern) > 1 and "+" not in pattern:
             assert f"{pattern[-1]}` |" in text, ".".join(pattern)
-    assert text.count("*Not in this version yet.*") == len(NOT_YET)
     assert "None" not in text
 
 
