@@ -25,12 +25,9 @@ from proxy.events import Noticed, Outcome, TransferEnded
 from proxy.oci.descriptor import Descriptor
 from proxy.oci.digest import Digest
 from proxy.ports import BlobSource, Holding, LocalFile, OpenBlob
+from proxy.rules.backoff import BAD_FOR_S
 from proxy.rules.routes import Route
 from proxy.rules.transfer import State
-
-#: How long a digest that upstream lied about is not asked for again, in seconds: clients that resume after a short body
-#: come back at once, and must not start a storm.
-BAD_FOR_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)

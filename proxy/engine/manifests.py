@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from cachetools import LRUCache, TLRUCache
+from cachetools import LRUCache, TLRUCache, TTLCache
 
 from proxy.engine.capacity import Capacity
 from proxy.engine.charges import Charges
@@ -26,6 +26,7 @@ from proxy.oci.digest import Digest, Verifier
 from proxy.oci.manifest import MAX_MANIFEST_BYTES, Manifest
 from proxy.oci.names import Tag, TagOrDigest
 from proxy.ports import BlobStore, Clock, Holding
+from proxy.rules.backoff import BAD_FOR_S
 from proxy.rules.routes import Route
 
 #: Manifests kept ready in memory, in bytes of body: thousands of them, within the memory target of performance.md.
@@ -79,6 +80,9 @@ class Manifests:
         self._absent: TLRUCache[tuple[Holding, TagOrDigest], tuple[float, str]] = TLRUCache(
             MAX_NEGATIVES, ttu=lambda _, value, now: now + value[0], timer=clock.monotonic
         )
+        self._bad: TTLCache[tuple[Holding, TagOrDigest], Misbehaved | InvalidManifest] = TTLCache(
+            MAX_NEGATIVES, BAD_FOR_S, timer=clock.monotonic
+        )
 
     # -- by digest --------------------------------------------------------------------------------------------------
 
@@ -130,9 +134,10 @@ class Manifests:
             self._ready.pop(digest, None)
 
     def learned(self, holding: Holding, targets: Iterable[TagOrDigest]) -> None:
-        """These are here now by another way than upstream: an earlier "not found" no longer stands."""
+        """These are here now by another way than upstream: what it said of them before no longer stands."""
         for target in targets:
             self._absent.pop((holding, target), None)
+            self._bad.pop((holding, target), None)
 
     async def _load(self, digest: Digest) -> bytes | None:
         try:
@@ -172,16 +177,28 @@ class Manifests:
         key = (holding_of(route), target)
         if (absent := self._absent.get(key)) is not None:
             raise UnknownManifest(absent[1])
+        if (bad := self._bad.get(key)) is not None:
+            raise _again(bad, f"; not asked again for {BAD_FOR_S:g} s")
         flight, is_new = self._fetching.start(key, lambda: self._fetch(route, origin, target))
         return await landing(flight), "miss" if is_new else "coalesced"
 
     async def _fetch(self, route: Route, origin: Origin, target: TagOrDigest) -> Held:
         holding = holding_of(route)
         try:
-            answer = await origin.upstream.manifest(route.repository, target)
+            held = await self._verified(route, origin, target)
         except NotFound as error:
             self._absent[(holding, target)] = (origin.negative_ttl_s, str(error))
             raise
+        except (Misbehaved, InvalidManifest) as error:
+            self._bad[(holding, target)] = _again(error)
+            raise
+        await self.keep(held, route.project)
+        await self._link(holding, held, target if isinstance(target, Tag) else None)
+        return held
+
+    async def _verified(self, route: Route, origin: Origin, target: TagOrDigest) -> Held:
+        """Upstream's answer, once its bytes are what they are called. Raises Misbehaved, InvalidManifest."""
+        answer = await origin.upstream.manifest(route.repository, target)
         claimed = target if isinstance(target, Digest) else answer.digest
         digest = Digest.of(answer.body, claimed.algorithm if claimed else "sha256")
         if claimed is not None and digest != claimed:
@@ -191,10 +208,7 @@ class Manifests:
                 upstream=route.host,
             )
         manifest = await _parse(answer.body, answer.media_type)
-        held = Held(Descriptor(manifest.media_type, digest, len(answer.body)), answer.body, manifest)
-        await self.keep(held, route.project)
-        await self._link(holding, held, target if isinstance(target, Tag) else None)
-        return held
+        return Held(Descriptor(manifest.media_type, digest, len(answer.body)), answer.body, manifest)
 
     async def keep(self, held: Held, project: str) -> None:
         """Commit the bytes to the store at the project's expense, as far as there is room; ready in memory in any case.
@@ -258,6 +272,12 @@ class Manifests:
             return  # one project's business, and said when its quota was spent
         self._capacity.degraded = str(error)
         self._observe(Noticed("warning", f"manifest {digest} was served and not kept: {error}"))
+
+
+def _again(bad: Misbehaved | InvalidManifest, more: str = "") -> Misbehaved | InvalidManifest:
+    """The same error anew: one that was raised keeps the frames of its askers alive."""
+    sentence = f"{bad}{more}"
+    return Misbehaved(sentence, upstream=bad.upstream) if isinstance(bad, Misbehaved) else InvalidManifest(sentence)
 
 
 async def _parse(body: bytes, media_type: str) -> Manifest:

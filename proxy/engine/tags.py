@@ -25,7 +25,8 @@ from proxy.rules.routes import Route
 MAX_READY = 20_000
 #: Moves of fixed tags that are shown in status.
 MAX_MOVES = 200
-#: How long a client waits for a revalidation before it gets the stale answer, in seconds (product.md, promise 3).
+#: How long a revalidation may take before its askers get the stale answer, in seconds (product.md, promise 3): those
+#: who come later get it at once, or each would wait anew for an upstream that is known to be slow.
 STALE_AFTER_S = 2.0
 #: After a revalidation that failed, stale is served at once for this long before upstream is asked again, in seconds.
 RECHECK_AFTER_S = 10.0
@@ -38,6 +39,8 @@ class _Entry:
     record: TagRecord
     validated_monotonic: float | None = None
     retry_at: float = 0.0
+    #: Until when askers wait for the revalidation that runs.
+    patience_ends_at: float = 0.0
     trouble: str = ""
 
 
@@ -108,6 +111,8 @@ class Tags:
             return await self._serve(route, origin, entry, "stale", is_fixed)
         ask = self._look_again if is_fixed else self._revalidate
         flight, is_new = self._asking.start((holding, tag), lambda: ask(route, origin, tag, entry))
+        if is_new:
+            entry.patience_ends_at = self._clock.monotonic() + STALE_AFTER_S
         if answer is freshness.Answer.REFUSE:
             try:
                 return _asked(await landing(flight), is_new)
@@ -139,9 +144,12 @@ class Tags:
         entry: _Entry,
         is_fixed: bool,
     ) -> Resolved:
-        """The revalidated answer if it comes within STALE_AFTER_S, else the stale one while the asking goes on."""
+        """The answer if it comes within STALE_AFTER_S of the asking, else the stale one while the asking goes on."""
+        patience_s = entry.patience_ends_at - self._clock.monotonic()
         try:
-            async with self._owner.deadline(self._clock, STALE_AFTER_S):
+            if patience_s <= 0 and not flight.done():
+                raise TimeoutError
+            async with self._owner.deadline(self._clock, patience_s):
                 return _asked(await landing(flight), is_new)
         except TimeoutError:
             entry.trouble = f"{route.host} takes more than {STALE_AFTER_S:g} s to revalidate"

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from proxy.engine.blobs import BAD_FOR_S, Limits, Opened
+from proxy.engine.blobs import Limits, Opened
 from proxy.engine.pump import LAGGARD_PATIENCE_S
 from proxy.engine.transfers import RING_BYTES, OnLastReaderGone, keeps_going
 from proxy.errors import (
@@ -25,6 +25,7 @@ from proxy.errors import (
 from proxy.events import TransferEnded
 from proxy.oci.digest import Digest, Verifier
 from proxy.ports import LocalFile, Tail
+from proxy.rules.backoff import BAD_FOR_S
 from proxy.rules.ledger import BLOCK_BYTES
 from proxy.rules.transfer import HELD_BACK_BYTES
 from proxy.store.memory import MemoryBlobs, MemoryIngest, MemoryStore

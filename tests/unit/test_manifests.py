@@ -12,6 +12,7 @@ import pytest
 from proxy.errors import InvalidManifest, Misbehaved, UnknownManifest, Unreachable
 from proxy.oci.digest import Digest
 from proxy.oci.names import Tag
+from proxy.rules.backoff import BAD_FOR_S
 from proxy.store.memory import MemoryStore
 from tests.support import images
 from tests.support.engine import HOST, Engine, FakeUpstream, engine, route, tag
@@ -68,6 +69,33 @@ async def test_a_manifest_is_kept_under_the_algorithm_it_was_asked_by(algorithm:
         held, _ = await running.manifests.get(route(), running.origin(), digest)
         assert held.descriptor.digest == digest
         assert await running.stored(digest) == GOLDEN
+
+
+LIES: dict[str, tuple[Tag | Digest, images.Image]] = {
+    "another document by digest": (DIGEST, images.image(1, (10,))),
+    "a web page by tag": (Tag("1"), images.Image(b"<html>", images.OCI_MANIFEST)),
+    "half a document by tag": (Tag("1"), images.Image(GOLDEN[:50], images.OCI_MANIFEST)),
+}
+
+
+@pytest.mark.parametrize(("target", "lie"), LIES.values(), ids=LIES.keys())
+async def test_a_manifest_that_is_none_is_bad_for_half_a_minute(target: Tag | Digest, lie: images.Image) -> None:
+    """As a blob: clients that come back at once get the same answer, and cost upstream nothing."""
+    upstream = FakeUpstream()
+    upstream._manifests["library/alpine", str(target)] = lie
+    async with engine(upstream) as running:
+        with pytest.raises((Misbehaved, InvalidManifest)) as first:
+            await running.manifests.fetch(route(), running.origin(), target)
+        upstream.put(IMAGE, "1")
+        for _ in range(10):
+            with pytest.raises(type(first.value), match="not asked again for 30 s"):
+                await running.manifests.fetch(route(), running.origin(), target)
+        assert upstream.count("manifest") == 1
+        other, _ = await running.manifests.fetch(route(), running.origin(), DIGEST if target != DIGEST else Tag("1"))
+        assert other.body == GOLDEN
+        await running.clock.advance(BAD_FOR_S)
+        held, _ = await running.manifests.fetch(route(), running.origin(), target)
+        assert held.body == GOLDEN
 
 
 async def test_askers_of_one_digest_ask_upstream_once(running: Engine, upstream: FakeUpstream) -> None:

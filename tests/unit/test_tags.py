@@ -194,6 +194,30 @@ async def test_a_slow_revalidation_yields_stale_after_two_seconds_and_goes_on(
     assert upstream.count("manifest head") == 1
 
 
+async def test_later_askers_of_a_slow_revalidation_do_not_wait_anew(running: Engine, upstream: FakeUpstream) -> None:
+    """The two seconds are the revalidation's, not each asker's: an upstream that hangs must not slow every pull."""
+    await resolve(running)
+    await running.clock.advance(TTL_S)
+    upstream.gate = asyncio.Event()
+    first = asyncio.create_task(resolve(running))
+    await turns()
+    await running.clock.advance(STALE_AFTER_S / 2)
+    second = asyncio.create_task(resolve(running))
+    await turns()
+    await running.clock.advance(STALE_AFTER_S / 2)
+    assert [(await one).outcome for one in (first, second)] == ["stale", "stale"]
+    before = running.clock.monotonic()
+    for _ in range(20):
+        found = await resolve(running)
+        assert (body(found), found.outcome) == (ONE.body, "stale")
+        assert "more than 2 s" in found.trouble
+    assert running.clock.monotonic() == before
+    assert upstream.count("manifest head") == 1
+    upstream.gate.set()
+    await running.idle()
+    assert (await resolve(running)).outcome == "hit"
+
+
 async def test_what_is_too_old_is_refused_while_upstream_fails(upstream: FakeUpstream) -> None:
     """stale_if_error counts from the end of tag_ttl; past it the failure itself is the answer."""
     async with engine(upstream, tag_policy=TagPolicy(60.0, 100.0)) as running:
