@@ -32,7 +32,7 @@ def verify(settings: Settings, work: Callable[[Scrub], Awaitable[T]]) -> T:
     """Like `carry`, for the hashing of what is stored. Raises alike."""
 
     async def counted(appliance: Appliance) -> T:
-        await appliance.capacity.counted()
+        await appliance.kept.capacity.counted()
         return await work(appliance.scrub)
 
     return _run(settings, counted)
@@ -42,7 +42,7 @@ def look(settings: Settings, work: Callable[[operations.Seen], Awaitable[T]]) ->
     """Like `carry`, for what operators look at and take out. Raises alike."""
 
     async def counted(appliance: Appliance) -> T:
-        await appliance.capacity.counted()
+        await appliance.kept.capacity.counted()
         return await work(appliance.seen())
 
     return _run(settings, counted)

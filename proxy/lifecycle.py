@@ -79,7 +79,7 @@ async def _serve(settings: Settings, load: Load, log: EventLog, notifier: Notifi
         log.say("info", appliance.greeting())
         notifier.ready(_status_of(appliance))
         notifier.feed_watchdog(lambda: _status_of(appliance))
-        appliance.owner.spawn_background(_reload_forever(appliance, reload, load, log, notifier), "reload")
+        appliance.around.owner.spawn_background(_reload_forever(appliance, reload, load, log, notifier), "reload")
         await stop.wait()
         grace_s = appliance.settings.server.shutdown_grace
         notifier.stopping(f"stopping: running answers have {grace_s:g} s")
@@ -126,7 +126,7 @@ async def _reload(appliance: Appliance, load: Load, log: EventLog) -> None:
 def _status_of(appliance: Appliance) -> str:
     """The line for the service manager."""
     word, reason = appliance.reports.readiness()
-    where = " ".join(appliance.data.addresses)
+    where = " ".join(appliance.serving.data.addresses)
     problem = f"; last reload: {appliance.reports.reload_problem}" if appliance.reports.reload_problem else ""
     return f"{word}{f' ({reason})' if reason else ''}, on {where}{problem}"
 

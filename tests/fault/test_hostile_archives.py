@@ -82,7 +82,7 @@ async def test_every_hostile_archive_is_refused_and_leaves_nothing(tmp_path: Pat
 
 
 async def _try_all(appliance: Appliance, tmp_path: Path, way: Way) -> None:
-    await appliance.capacity.counted()
+    await appliance.kept.capacity.counted()
     before, in_parent = everything_below(tmp_path / "home"), set(os.listdir(tmp_path))
     path = tmp_path / "bundle.tar"
     refused: dict[str, str] = {}
@@ -98,8 +98,8 @@ async def _try_all(appliance: Appliance, tmp_path: Path, way: Way) -> None:
         except BreakwaterError as error:
             refused[what] = str(error)
         path.unlink()
-        assert appliance.capacity.ledger.committed == 0, what
-        assert appliance.capacity.ledger.reserved == 0, what
+        assert appliance.kept.capacity.ledger.committed == 0, what
+        assert appliance.kept.capacity.ledger.reserved == 0, what
         left = {name for name in everything_below(tmp_path / "home") - before if not _is_empty_folder(tmp_path, name)}
         assert not left, f"{what}: left {left}"
         assert set(os.listdir(tmp_path)) == in_parent, what

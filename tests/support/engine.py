@@ -250,7 +250,7 @@ class FakeUpstream:
 
 @dataclass(slots=True)
 class Engine:
-    """The parts, wired as proxy/wiring.py does, with one upstream for every host of `upstreams`."""
+    """The parts, wired as proxy/wiring/ does, with one upstream for every host of `upstreams`."""
 
     upstreams: Mapping[str, Upstream]
     store: MemoryStore | DiskStore

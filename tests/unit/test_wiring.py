@@ -1,4 +1,4 @@
-"""wiring.py: settings become running parts, over real sockets and a real store, in this process."""
+"""wiring/: settings become running parts, over real sockets and a real store, in this process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Running:
 
     async def get(self, target: str, **words: Any) -> Answer:
         """Ask the data port."""
-        return await ask(int(self.appliance.data.addresses[0].rpartition(":")[2]), target, **words)
+        return await ask(int(self.appliance.serving.data.addresses[0].rpartition(":")[2]), target, **words)
 
     async def admin(self, path: str) -> Answer:
         """Ask the admin listener, for what everybody may ask."""
@@ -56,7 +56,7 @@ class Running:
 
     async def quiet(self) -> None:
         """Wait until no transfer runs, and the store is counted."""
-        while list(self.appliance.blobs.running()) or not self.appliance.capacity.is_counted:
+        while list(self.appliance.serving.blobs.running()) or not self.appliance.kept.capacity.is_counted:
             await asyncio.sleep(0)
 
 
@@ -72,8 +72,8 @@ async def started(wanted: Settings) -> AsyncIterator[Running]:
             yield Running(appliance)
         finally:
             await appliance.aclose()
-        assert appliance.capacity.ledger.reserved == 0
-        assert len(appliance.owner) == 0
+        assert appliance.kept.capacity.ledger.reserved == 0
+        assert len(appliance.around.owner) == 0
     finally:
         await asyncio.to_thread(writer.close)
 
