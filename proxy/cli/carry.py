@@ -254,7 +254,7 @@ def take(
     settings = _load(config).settings
 
     from proxy.archives.files import Bundle, grouped
-    from proxy.engine.bundle import Terms
+    from proxy.engine.intake import Terms
 
     bundles = [Bundle.look(paths) for paths in grouped(files)]
     images: list[Any] = []

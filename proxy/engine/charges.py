@@ -290,6 +290,20 @@ class Charges:
         """A tab for a blob that is about to be fetched."""
         return Tab(self, digest)
 
+    def check_room(self, project: str, n_bytes: int, what: str) -> None:
+        """Whether `n_bytes` more fit into a project's quota, its own cold blobs making room where it says so.
+
+        Changes nothing. Raises OverQuota, saying what needs how much; `what` is its subject.
+        """
+        if self.book.has_room(project, n_bytes, self._capacity.kept):
+            return
+        account = self.book.of(project)
+        raise OverQuota(
+            f"{what} needs {gate.spelled(n_bytes)} more of the quota of project {project!r}, and "
+            f"{gate.spelled(account.used)} of {gate.spelled(account.allowance.quota or 0)} are used: raise the quota, or "
+            "purge what is not needed"
+        )
+
     # -- for tabs ---------------------------------------------------------------------------------------------------
 
     def reserve(self, project: str, n_bytes: int) -> bool:

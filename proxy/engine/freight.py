@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from proxy.engine.bundle import Export, Import, Plan, Terms
+from proxy.engine.export import Export, Plan
+from proxy.engine.intake import Import, Terms
 from proxy.engine.prefetch import Prefetch, Step
 from proxy.engine.seal import Seal
 from proxy.engine.walk import Scope

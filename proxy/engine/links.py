@@ -127,7 +127,7 @@ class Links:
             descriptor=descriptor,
             names=manifest.names,
             subject=manifest.subject.digest if manifest.subject else None,
-            artifact_type=manifest.referrer_type if manifest.subject else manifest.artifact_type,
+            artifact_type=manifest.said_type,
             annotations=dict(manifest.annotations) if manifest.subject else {},
             tags=tags,
         )

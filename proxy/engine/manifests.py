@@ -108,10 +108,9 @@ class Manifests:
         if body is None:
             return None
         try:
-            manifest = await _parse(body, descriptor.media_type)
+            held = await held_of(body, digest, descriptor.media_type)
         except InvalidManifest:
             return None  # linked as a blob: bytes that are not a manifest are not served as one
-        held = Held(Descriptor(manifest.media_type, digest, len(body)), body, manifest)
         self._ready[digest] = held
         self._know_names(held)
         return held
@@ -207,8 +206,7 @@ class Manifests:
                 + ("" if isinstance(target, Digest) else f" and says it is {claimed}"),
                 upstream=route.host,
             )
-        manifest = await _parse(answer.body, answer.media_type)
-        return Held(Descriptor(manifest.media_type, digest, len(answer.body)), answer.body, manifest)
+        return await held_of(answer.body, digest, answer.media_type)
 
     async def keep(self, held: Held, project: str) -> None:
         """Commit the bytes to the store at the project's expense, as far as there is room; ready in memory in any case.
@@ -280,8 +278,13 @@ def _again(bad: Misbehaved | InvalidManifest, more: str = "") -> Misbehaved | In
     return Misbehaved(sentence, upstream=bad.upstream) if isinstance(bad, Misbehaved) else InvalidManifest(sentence)
 
 
-async def _parse(body: bytes, media_type: str) -> Manifest:
-    """A small manifest here, a large one in a worker thread: one of 4 MiB takes a tenth of a second."""
+async def held_of(body: bytes, digest: Digest, media_type: str) -> Held:
+    """A manifest at hand, of bytes that were verified. Raises InvalidManifest like `Manifest.parse`.
+
+    A small one is parsed here, a large one in a worker thread: one of 4 MiB takes a tenth of a second.
+    """
     if len(body) <= PARSED_HERE_BYTES:
-        return Manifest.parse(body, media_type)
-    return await asyncio.to_thread(Manifest.parse, body, media_type)
+        manifest = Manifest.parse(body, media_type)
+    else:
+        manifest = await asyncio.to_thread(Manifest.parse, body, media_type)
+    return Held(Descriptor(manifest.media_type, digest, len(body)), body, manifest)

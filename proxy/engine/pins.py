@@ -1,7 +1,8 @@
 """What is never evicted: pinned references, and everything while sealed.
 
 The pins are a note of the store (ports.Notes) and outlive the process; the digests they keep are in memory. A pin is
-refused where all pins together would not fit: a promise that eviction could not keep.
+refused where all pins together would not fit: a promise that eviction could not keep. What is about to be fetched for a
+pin is promised first, so that two of them cannot both begin where only one would fit.
 """
 
 from __future__ import annotations
@@ -17,6 +18,20 @@ from proxy.rules.ledger import Ledger, on_disk
 
 #: The note's name, and the version of what it says.
 NOTE, VERSION = "pins", 1
+
+
+class Promise:
+    """Digests that are kept as if pinned, in memory only, until `withdraw`, which may come again."""
+
+    def __init__(self, pins: Pins, sizes: Mapping[Digest, int]) -> None:
+        self._pins = pins
+        self._sizes = dict(sizes)
+        pins._count(self._sizes)
+
+    def withdraw(self) -> None:
+        """A pin has taken its place, or nothing is to be pinned."""
+        sizes, self._sizes = self._sizes, {}
+        self._pins._uncount(sizes)
 
 
 class Pins:
@@ -61,41 +76,54 @@ class Pins:
                 raise ValueError(f"version {document['version']}")
             for pin in document["pins"]:
                 sizes = {Digest.parse(text): int(size) for text, size in pin["digests"].items()}
-                self._count((str(pin["project"]), str(pin["reference"])), sizes)
+                self._pins[str(pin["project"]), str(pin["reference"])] = sizes
+                self._count(sizes)
         except (ValueError, KeyError, TypeError, AttributeError, BreakwaterError) as error:
             raise Corrupt(f"the store's note of pins makes no sense ({error})") from error
+
+    def check(self, sizes: Mapping[Digest, int]) -> None:
+        """Whether these digests (sizes in bytes) fit beside all that is pinned. Raises OutOfSpace."""
+        n_bytes = self.n_bytes + sum(on_disk(size) for digest, size in sizes.items() if digest not in self._sizes)
+        if n_bytes > self._ledger.capacity:
+            raise OutOfSpace(
+                f"pins would keep {n_bytes} bytes of a capacity of {self._ledger.capacity}: raise store.capacity, or "
+                "unpin something"
+            )
+
+    def promise(self, sizes: Mapping[Digest, int]) -> Promise:
+        """Keep these digests while they are fetched for a pin. Raises OutOfSpace when all pins exceed the capacity."""
+        self.check(sizes)
+        return Promise(self, sizes)
 
     async def add(self, reference: str, project: str, sizes: Mapping[Digest, int]) -> None:
         """Keep these digests (sizes in bytes) for `reference`; a pin of the same name is replaced. Durable.
 
         Raises OutOfSpace when all pins together exceed the capacity, Unavailable when it cannot be written down.
         """
-        beyond = sum(on_disk(size) for digest, size in sizes.items() if digest not in self._sizes)
-        if self.n_bytes + beyond > self._ledger.capacity:
-            raise OutOfSpace(
-                f"pins would keep {self.n_bytes + beyond} bytes of a capacity of {self._ledger.capacity}: "
-                "raise store.capacity, or unpin something"
-            )
+        self.check(sizes)
         key = (project, reference)
         before = self._pins.get(key)
         if before == dict(sizes):
             return
-        self._uncount(key)
-        self._count(key, dict(sizes))
+        self._replace(key, dict(sizes))
         try:
             await self._write()
         except BreakwaterError:
-            self._uncount(key)
-            if before is not None:
-                self._count(key, before)
+            self._replace(key, before)
             raise
 
     async def remove(self, reference: str, project: str) -> bool:
-        """Let go of a pin; whether there was one. Raises Unavailable."""
-        if (project, reference) not in self._pins:
+        """Let go of a pin; whether there was one. Raises OutOfSpace or Unavailable, and then it stays."""
+        key = (project, reference)
+        before = self._pins.get(key)
+        if before is None:
             return False
-        self._uncount((project, reference))
-        await self._write()
+        self._replace(key, None)
+        try:
+            await self._write()
+        except BreakwaterError:
+            self._replace(key, before)
+            raise
         return True
 
     def is_irreplaceable(self, digest: Digest) -> bool:
@@ -124,14 +152,20 @@ class Pins:
         body = json.dumps({"version": VERSION, "pins": pins}, separators=(",", ":")).encode()
         await self._owner.uninterrupted(self._notes.put(NOTE, body), "write the pins")
 
-    def _count(self, key: tuple[str, str], sizes: dict[Digest, int]) -> None:
-        self._pins[key] = sizes
+    def _replace(self, key: tuple[str, str], sizes: dict[Digest, int] | None) -> None:
+        before = self._pins.pop(key, {})
+        if sizes is not None:
+            self._pins[key] = sizes
+            self._count(sizes)
+        self._uncount(before)
+
+    def _count(self, sizes: Mapping[Digest, int]) -> None:
         for digest, size in sizes.items():
             self._kept[digest] = self._kept.get(digest, 0) + 1
             self._sizes[digest] = size
 
-    def _uncount(self, key: tuple[str, str]) -> None:
-        for digest in self._pins.pop(key, ()):
+    def _uncount(self, sizes: Iterable[Digest]) -> None:
+        for digest in sizes:
             self._kept[digest] -= 1
             if not self._kept[digest]:
                 del self._kept[digest], self._sizes[digest]

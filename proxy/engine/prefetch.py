@@ -8,17 +8,18 @@ throttling upstream is waited for. Resumes by itself: what is here is not asked 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from proxy.engine.access import OPERATOR
 from proxy.engine.capacity import Capacity
+from proxy.engine.charges import Charges
 from proxy.engine.manifests import Held
-from proxy.engine.pins import Pins
+from proxy.engine.pins import Pins, Promise
 from proxy.engine.pull import Pull
 from proxy.engine.walk import Closure, Scope, closure_of
-from proxy.errors import BreakwaterError, OutOfSpace, Overloaded, StoreError, Throttled, Timeout, Unreachable
+from proxy.errors import BreakwaterError, OutOfSpace, Overloaded, OverQuota, Throttled, Timeout, Unreachable
 from proxy.oci.descriptor import Descriptor
 from proxy.oci.digest import Digest
 from proxy.oci.endpoints import BlobGet, ManifestGet, ReferrersList, RepositoryPath
@@ -67,9 +68,10 @@ class Filled:
 class Prefetch:
     """Walks lists. True for this process."""
 
-    def __init__(self, pull: Pull, capacity: Capacity, pins: Pins, *, clock: Clock) -> None:
+    def __init__(self, pull: Pull, capacity: Capacity, charges: Charges, pins: Pins, *, clock: Clock) -> None:
         self._pull = pull
         self._capacity = capacity
+        self._charges = charges
         self._pins = pins
         self._clock = clock
         self._blob_slots = asyncio.Semaphore(N_BLOBS)
@@ -158,9 +160,38 @@ class Prefetch:
                 await self._clock.sleep(min(wanted, MAX_WAIT_S))
         return await ask()
 
-    def pin(self, reference: Reference, project: str | None, closure: Closure) -> Coroutine[Any, Any, None]:
-        """Keep all of it from eviction. Raises OutOfSpace when the pins would not fit."""
-        return self._pins.add(str(reference), project or "", closure.digests())
+    def promise(self, reference: Reference, named: str | None, closure: Closure) -> Promise:
+        """Keep what is about to be fetched for a pin. `named` is the project that the order names, if it does.
+
+        Raises OutOfSpace when the pins, or the project's quota, have no room for it; UnknownName for no such project.
+        """
+        project = self._project_of(reference, named)
+        account, sizes = self._charges.book.of(project), closure.digests()
+        promise = self._pins.promise(sizes)
+        try:
+            unpaid = sum(size for digest, size in sizes.items() if digest not in account)
+            self._charges.check_room(project, unpaid, f"pinning {reference}")
+        except OutOfSpace:
+            promise.withdraw()
+            raise
+        return promise
+
+    async def pin(self, reference: Reference, named: str | None, closure: Closure) -> None:
+        """Keep all of it, at the project's expense: what nobody pays for would be kept beyond a quota.
+
+        Raises OutOfSpace or Denied where the project does not pay for all of it, Unavailable when the disk fails.
+        """
+        project = self._project_of(reference, named)
+        account, sizes = self._charges.book.of(project), closure.digests()
+        for digest in sizes:
+            self._charges.use(project, digest)
+            if digest not in account:
+                raise OverQuota(f"the quota of project {project!r} has no room for {digest}, so it is not pinned")
+        await self._pins.add(str(reference), named or "", sizes)
+
+    def _project_of(self, reference: Reference, named: str | None) -> str:
+        path = RepositoryPath(named, reference.repository.value)
+        return self._pull.plan.routes.route(path, reference.host.value).project
 
 
 class _One:
@@ -192,7 +223,7 @@ class _One:
         return await self._prefetch.referrers(self._path, digest, self._ns)
 
     async def run(self, pin: bool) -> Filled:
-        """All of it, or a report of what is missing."""
+        """All of it, or a report of what is missing. With `pin` nothing is fetched that could not be kept."""
         name = str(self._reference)
         try:
             closure = await closure_of(self, self._reference.target, self._scope)
@@ -206,14 +237,7 @@ class _One:
             if not self._prefetch.is_here(held.descriptor):
                 missing[str(held.descriptor.digest)] = "the manifest was fetched and could not be kept: no room"
             self._arrived(held.descriptor.size)
-        fetched_bytes = sum(await self._blobs(closure, missing))
-        is_pinned = False
-        if pin and not missing:
-            try:
-                await self._prefetch.pin(self._reference, self._project, closure)
-                is_pinned = True
-            except StoreError as error:
-                missing["pin"] = str(error)
+        fetched_bytes = await (self._pinned(closure, missing) if pin else self._blobs(closure, missing))
         self._tell(Step(name, "missing" if missing else "done", of_bytes=self._total, sentence=_first(missing)))
         return Filled(
             name,
@@ -223,11 +247,31 @@ class _One:
             self._total,
             fetched_bytes,
             len(closure.referrers),
-            is_pinned,
+            pin and not missing,
             missing,
         )
 
-    async def _blobs(self, closure: Closure, missing: dict[str, str]) -> Iterator[int]:
+    async def _pinned(self, closure: Closure, missing: dict[str, str]) -> int:
+        """The blobs, kept from eviction from the first of them on; and the pin, once all of them are here."""
+        try:
+            promise = self._prefetch.promise(self._reference, self._project, closure)
+        except BreakwaterError as error:
+            missing["pin"] = str(error)
+            return 0
+        try:
+            fetched_bytes = await self._blobs(closure, missing)
+            if not missing:
+                await self._prefetch.pin(self._reference, self._project, closure)
+            return fetched_bytes
+        except BreakwaterError as error:
+            missing["pin"] = str(error)
+            return fetched_bytes
+        finally:
+            promise.withdraw()
+
+    async def _blobs(self, closure: Closure, missing: dict[str, str]) -> int:
+        """Fetch what is not here; the bytes that took. What cannot be had goes into `missing`."""
+
         async def one(descriptor: Descriptor) -> int:
             try:
                 return await self._prefetch.fetch(self._path, descriptor, self._ns, self._arrived)
@@ -237,7 +281,7 @@ class _One:
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(descriptor)) for descriptor in closure.blobs.values()]
-        return (task.result() for task in tasks)
+        return sum(task.result() for task in tasks)
 
     def _arrived(self, n_bytes: int) -> None:
         self._tell(Step(str(self._reference), "bytes", n_bytes, self._total))

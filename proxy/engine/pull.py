@@ -88,7 +88,7 @@ class Pull:
             await self._check_digest(route, rules, asked.target)
             held, outcome = await self._manifests.get(route, origin, asked.target)
             pulled = Pulled(route, held, outcome)
-        self._check_closure(route, rules, pulled.held)
+        check_closure(route, rules, pulled.held)
         self._pay(route, pulled.held)
         return pulled
 
@@ -210,13 +210,14 @@ class Pull:
         self._charges.admit(route.project, f"{route.reference}@{held.descriptor.digest}", held.descriptor, parts)
         self._charges.use(route.project, held.descriptor.digest)
 
-    @staticmethod
-    def _check_closure(route: Route, rules: Rules, held: Held) -> None:
-        if rules.is_open:
-            return
-        manifest, descriptor = held.manifest, held.descriptor
-        rules.check_content(route.reference, descriptor.digest)
-        rules.check_types(route.reference, descriptor.digest, (descriptor.media_type, manifest.artifact_type))
-        for part in (manifest.config, *manifest.layers):
-            if part is not None:
-                rules.check_part(route.reference, part)
+
+def check_closure(route: Route, rules: Rules, held: Held) -> None:
+    """A manifest with its config and layers, by every rule that looks at content. Raises Denied."""
+    if rules.is_open:
+        return
+    manifest, descriptor = held.manifest, held.descriptor
+    rules.check_content(route.reference, descriptor.digest)
+    rules.check_types(route.reference, descriptor.digest, (descriptor.media_type, manifest.said_type))
+    for part in (manifest.config, *manifest.layers):
+        if part is not None:
+            rules.check_part(route.reference, part)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from proxy.engine.links import HoldingIndex, Links
 from proxy.engine.manifests import Held, Manifests, holding_of
+from proxy.engine.pull import check_closure
 from proxy.errors import UnknownManifest
 from proxy.oci.descriptor import Descriptor
 from proxy.oci.digest import Digest
@@ -40,9 +41,7 @@ class Shelf:
         held = await self._manifests.local(descriptor)
         if held is None:
             raise UnknownManifest(f"{self._route.reference}: the manifest {descriptor.digest} was evicted; prefetch it")
-        for part in (held.descriptor, held.manifest.config, *held.manifest.layers):
-            if part is not None:
-                self._rules.check_content(self._route.reference, part.digest)
+        check_closure(self._route, self._rules, held)
         return held
 
     async def _tagged(self, tag: Tag) -> Descriptor:
@@ -69,18 +68,35 @@ class Shelf:
 class Arrived:
     """Manifests that an import has brought, before anything links to them: a `walk.Source` by digest alone."""
 
-    def __init__(self, manifests: Manifests, referring: Mapping[Digest, list[Descriptor]]) -> None:
-        """`referring`: subject -> manifests of the bundle that refer to it."""
+    def __init__(
+        self,
+        manifests: Manifests,
+        waiting: Mapping[Digest, Held],
+        entries: Iterable[Descriptor],
+    ) -> None:
+        """`waiting`: manifests that are not in the store yet. `entries` are the bundle's own, among them referrers."""
         self._manifests = manifests
-        self._referring = referring
+        self._waiting = waiting
+        self._entries = entries
+        self._referring: dict[Digest, list[Descriptor]] | None = None
 
     async def manifest(self, target: TagOrDigest) -> Held:
         """See walk.Source."""
-        held = await self._manifests.local(Descriptor("", target, 0)) if isinstance(target, Digest) else None
+        held = await self.maybe(target) if isinstance(target, Digest) else None
         if held is None:
             raise UnknownManifest(f"the manifest {target} is neither in the bundle nor here")
         return held
 
+    async def maybe(self, digest: Digest) -> Held | None:
+        """The manifest, if it has come."""
+        return self._waiting.get(digest) or await self._manifests.local(Descriptor("", digest, 0))
+
     async def referrers(self, digest: Digest) -> Iterable[Descriptor]:
         """See walk.Source."""
+        if self._referring is None:
+            self._referring = {}
+            for entry in self._entries:
+                held = await self.maybe(entry.digest)
+                if held is not None and held.manifest.subject is not None:
+                    self._referring.setdefault(held.manifest.subject.digest, []).append(held.descriptor)
         return self._referring.get(digest, [])

@@ -83,6 +83,11 @@ class Manifest:
             return self.artifact_type
         return self.config.media_type
 
+    @property
+    def said_type(self) -> str:
+        """What it is beside its media type, for rules and records: for a referrer, the type under which it is listed."""
+        return self.referrer_type if self.subject else self.artifact_type
+
     @classmethod
     def parse(cls, body: bytes, media_type: str) -> Manifest:
         """The manifest that `body` is. `media_type` is the Content-Type it came with, "" for none.

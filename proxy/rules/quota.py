@@ -140,22 +140,24 @@ class Book:
 
     # -- promises ---------------------------------------------------------------------------------------------------
 
+    def has_room(self, project: str, n_bytes: int, kept: Container[Digest]) -> bool:
+        """Whether `reserve` would promise it now. Changes nothing."""
+        account = self.of(project)
+        missing = account.missing(n_bytes)
+        return not missing or (account.allowance.on_full == "evict" and account.coldest(missing, kept)[1] == 0)
+
     def reserve(self, project: str, n_bytes: int, kept: Container[Digest]) -> list[Digest] | None:
         """Promise `n_bytes` of the project's quota, making room among its own charges where it says "evict".
 
         Returns the digests that it stopped paying for, often none; or None when the bytes cannot be promised: then
         nothing has changed. `kept` may not go: they are being read.
         """
+        if not self.has_room(project, n_bytes, kept):
+            return None
         account = self.of(project)
-        dropped: list[Digest] = []
-        if missing := account.missing(n_bytes):
-            if account.allowance.on_full != "evict":
-                return None
-            dropped, still_missing = account.coldest(missing, kept)
-            if still_missing:
-                return None
-            for digest in dropped:
-                self.drop(project, digest)
+        dropped, _ = account.coldest(account.missing(n_bytes), kept)
+        for digest in dropped:
+            self.drop(project, digest)
         account.reserved += n_bytes
         return dropped
 

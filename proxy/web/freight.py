@@ -13,8 +13,8 @@ from typing import Any
 
 from aiohttp import ClientPayloadError, web
 
-from proxy.engine.bundle import Terms
 from proxy.engine.freight import Freight, Order
+from proxy.engine.intake import Terms
 from proxy.errors import BadRequest, BreakwaterError
 from proxy.oci.digest import Digest
 from proxy.oci.layout import Contents

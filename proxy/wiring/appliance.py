@@ -14,10 +14,12 @@ from proxy import __version__, admin_token
 from proxy.archives.tar import framed, members_of
 from proxy.clock import SystemClock
 from proxy.engine import changes
-from proxy.engine.bundle import Export, Import, Parts
+from proxy.engine.bundle import Parts
 from proxy.engine.catalogue import Catalogue
 from proxy.engine.explain import Explain
+from proxy.engine.export import Export
 from proxy.engine.freight import Freight
+from proxy.engine.intake import Import
 from proxy.engine.orders import Orders
 from proxy.engine.prefetch import Prefetch
 from proxy.engine.purge import Purge
@@ -322,7 +324,7 @@ def _freight(kept: Kept, serving: Serving, around: Surroundings) -> Freight:
         owner=around.owner,
     )
     return Freight(
-        Prefetch(serving.pull, kept.capacity, kept.pins, clock=around.clock),
+        Prefetch(serving.pull, kept.capacity, kept.charges, kept.pins, clock=around.clock),
         Export(parts),
         Import(parts),
         kept.seal,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from proxy.archives.files import Bundle, grouped, plain_pieces
-from proxy.engine.bundle import Terms
+from proxy.engine.intake import Terms
 from proxy.errors import BreakwaterError
 from proxy.settings import Settings, parse
 from proxy.telemetry.log import EventLog, LineWriter
