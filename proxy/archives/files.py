@@ -12,7 +12,7 @@ import io
 import os
 import re
 import zlib
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -23,6 +23,7 @@ from proxy.oci import layout
 from proxy.oci.descriptor import Descriptor
 from proxy.oci.digest import Digest
 from proxy.oci.layout import Contents, blob_name, maybe_blob
+from proxy.oci.manifest import MAX_MANIFEST_BYTES
 from proxy.oci.mediatypes import OCI_MANIFEST
 from proxy.ports import Member
 
@@ -32,6 +33,10 @@ PIECE_BYTES = 1 << 20
 #: The largest window that a zstd frame may ask for, in bytes: what levels up to 19 use, with room.
 MAX_WINDOW = 32 << 20
 
+#: Manifests that are kept from the first look at an archive, in bytes: what an import has waiting, too.
+MAX_KEPT_BYTES = 32 << 20
+
+_DOCUMENTS = (layout.DOCKER_FILE, layout.LAYOUT_FILE, layout.INDEX_FILE)
 _PART = re.compile(r"(.+)\.(\d{3})")
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _OTHERS = {b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"PK\x03\x04": "zip"}
@@ -143,22 +148,35 @@ class Bundle:
     paths: tuple[Path, ...]
     #: breakwater.json as it is in the archive; b"" for archives of others.
     contents: bytes = b""
+    #: For archives of others: what comes before the rest of it, and what each member of the rest is carried as.
     _head: list[tuple[str, bytes]] = field(default_factory=list)
-    #: For docker-save: member -> the digest it is carried under.
-    _renamed: dict[str, Digest] | None = None
+    _rest: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def look(cls, paths: tuple[Path, ...]) -> Bundle:
-        """Read as far as it takes. Raises BadArchive, BadRequest or OSError."""
+        """Read as far as it takes: an archive of others' to its end, since its documents may come last.
+
+        Raises BadArchive, BadRequest (for what cannot be read twice, too) or OSError.
+        """
+        for path in paths:
+            if path.exists() and not path.is_file():
+                raise BadRequest(f"{path} is not a file: archives are read twice, before they are believed")
         seen = _Seen()
         for member in _stepped(members_of(_wrapped(plain_pieces(paths)), on_link=seen.link)):
             if member.name == layout.CONTENTS_FILE and not seen.sizes:
                 return cls(paths, _run(_all_of(member, layout.MAX_CONTENTS_BYTES)))
             _run(seen.take(member))
         if layout.INDEX_FILE in seen.sizes or layout.DOCKER_FILE not in seen.bodies:
-            members = {digest: size for name, size in seen.sizes.items() if (digest := maybe_blob(name)) is not None}
-            return cls(paths, _head=[(layout.CONTENTS_FILE, Contents(members).to_json())])
+            return cls._of_layout(paths, seen)
         return cls._of_docker(paths, seen)
+
+    @classmethod
+    def _of_layout(cls, paths: tuple[Path, ...], seen: _Seen) -> Bundle:
+        """A layout: its documents and its manifests first, so that an import is judged before it writes."""
+        members = {digest: size for name, size in seen.sizes.items() if (digest := maybe_blob(name)) is not None}
+        first = {name: body for name, body in seen.bodies.items() if name != layout.DOCKER_FILE}
+        rest = {name: name for name in seen.sizes if name not in first}
+        return cls(paths, _head=[(layout.CONTENTS_FILE, Contents(members).to_json()), *first.items()], _rest=rest)
 
     @classmethod
     def _of_docker(cls, paths: tuple[Path, ...], seen: _Seen) -> Bundle:
@@ -181,31 +199,32 @@ class Bundle:
             (layout.INDEX_FILE, layout.index_json(entries)),
             *((blob_name(digest), body) for digest, body in manifests.items()),
         ]
-        return cls(paths, _head=head, _renamed=renamed)
+        written: dict[Digest, str] = {}
+        for name, digest in renamed.items():
+            written.setdefault(digest, name)
+        return cls(paths, _head=head, _rest={name: blob_name(digest) for digest, name in written.items()})
 
     def pieces(self) -> Iterator[bytes]:
         """The tar of the layout. Raises like `plain_pieces`."""
         for name, body in self._head:
             yield block_of(name, len(body)) + body + bytes(-len(body) % 512)
-        if self._renamed is None:
+        if self.contents:
             yield from plain_pieces(self.paths)
             return
-        written: set[Digest] = set()
         for member in _stepped(members_of(_wrapped(plain_pieces(self.paths)), on_link=lambda *_: None)):
-            digest = self._renamed.get(member.name)
-            if digest is None or digest in written:
+            if (name := self._rest.get(member.name)) is None:
                 continue
-            written.add(digest)
-            yield block_of(blob_name(digest), member.size)
+            yield block_of(name, member.size)
             yield from _stepped(member.pieces)
             yield bytes(-member.size % 512)
         yield bytes(1024)
 
 
 class _Seen:
-    """The members of an archive of others': sizes and digests, the first bytes, small documents, links."""
+    """The members of an archive of others': sizes and digests, the first bytes, documents and manifests, links."""
 
     def __init__(self) -> None:
+        self._n_kept = 0
         self.sizes: dict[str, int] = {}
         self.bodies: dict[str, bytes] = {}
         self._digests: dict[str, Digest] = {}
@@ -222,8 +241,14 @@ class _Seen:
     async def take(self, member: Member) -> None:
         self.sizes[member.name] = member.size
         if maybe_blob(member.name) is not None:
-            return  # its name is its digest, and the import holds it to that
-        if member.name == layout.DOCKER_FILE:
+            # Its name is its digest, and the import holds it to that. What may be a manifest is kept for the head.
+            if member.size <= MAX_MANIFEST_BYTES and self._n_kept + member.size <= MAX_KEPT_BYTES:
+                body = await _all_of(member, MAX_MANIFEST_BYTES)
+                if b'"schemaVersion"' in body:
+                    self._n_kept += len(body)
+                    self.bodies[member.name] = body
+            return
+        if member.name in _DOCUMENTS:
             self.bodies[member.name] = await _all_of(member, layout.MAX_INDEX_BYTES)
             return
         hashed = hashlib.sha256()
