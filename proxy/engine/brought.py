@@ -96,14 +96,15 @@ class Brought:
                 costs.setdefault(route.project, {}).update(closure.digests())
         if self._pin:
             parts.pins.check({digest: size for sizes in costs.values() for digest, size in sizes.items()})
-        for project, sizes in costs.items():
-            account = parts.charges.book.of(project)
-            self._promised[project] = {digest: size for digest, size in sizes.items() if digest not in account}
-        for project, unpaid in self._promised.items():
-            parts.charges.check_room(project, sum(unpaid.values()), "the import")
-        for project, unpaid in self._promised.items():
-            if not parts.charges.reserve(project, sum(unpaid.values())):
-                raise RuntimeError(f"there was room in the quota of {project!r}, and then there was none")
+        unpaid = {
+            project: {digest: size for digest, size in sizes.items() if digest not in parts.charges.book.of(project)}
+            for project, sizes in costs.items()
+        }
+        for project, sizes in unpaid.items():
+            parts.charges.check_room(project, sum(sizes.values()), "the import")
+        for project, sizes in unpaid.items():
+            if parts.charges.reserve(project, sum(sizes.values())):
+                self._promised[project] = sizes
 
     def release(self) -> None:
         """What was promised and not charged is free again."""

@@ -1,0 +1,342 @@
+"""Imports are judged before they write: capacity, quotas and pins, whatever order an archive has.
+
+Bundles are made by the export of one engine and taken by another; what the second one's store is asked to write is
+counted where it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import pytest
+
+from proxy.engine.bundle import Parts
+from proxy.engine.export import Export
+from proxy.engine.intake import MAX_WAITING_BYTES, Import, Terms
+from proxy.engine.pins import Pins
+from proxy.engine.prefetch import Prefetch
+from proxy.engine.walk import Scope
+from proxy.errors import BadArchive, OutOfSpace, OverQuota
+from proxy.oci import layout
+from proxy.oci.digest import Digest, Verifier
+from proxy.oci.layout import CONTENTS_FILE, INDEX_FILE, LAYOUT_FILE, maybe_blob
+from proxy.oci.names import Reference, Repository, Tag
+from proxy.ports import Member
+from proxy.rules.globs import Glob
+from proxy.rules.ledger import on_disk
+from proxy.rules.quota import Allowance
+from proxy.rules.routes import ProjectRoute
+from proxy.store.memory import MemoryBlobs, MemoryIngest, MemoryStore
+from tests.support.engine import HOST, Engine, FakeUpstream, engine
+from tests.support.images import Image, image, multi_arch
+
+KIB = 1024
+APP = Reference.parse(f"{HOST}/library/alpine:1")
+TEAM = Reference.parse(f"{HOST}/team/app:1")
+TEAM_PROJECT = ProjectRoute("team", match=(Glob.parse(f"{HOST}/team/**"),))
+
+_SEED = count(64_000)
+
+#: An archive: names and bodies in their order.
+Archive = list[tuple[str, bytes]]
+
+
+class Writes(MemoryBlobs):
+    """A store that counts what it is asked to write and to delete."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_ingests = self.n_deletes = 0
+
+    async def ingest(self, digest: Digest, verifier: Verifier) -> MemoryIngest:
+        """See ports.BlobStore."""
+        self.n_ingests += 1
+        return await super().ingest(digest, verifier)
+
+    async def delete(self, digests: Any) -> None:
+        """See ports.BlobStore."""
+        self.n_deletes += 1
+        await super().delete(digests)
+
+
+@asynccontextmanager
+async def far(
+    *, capacity: int = 1 << 40, allowances: Mapping[str, Allowance] | None = None, sealed: bool = False
+) -> AsyncIterator[tuple[Engine, Parts, Writes]]:
+    """The side that imports: upstream has nothing. Project `team` has the repositories below team/."""
+    store, writes = MemoryStore(), Writes()
+    store.blobs = writes
+    upstream = FakeUpstream()
+    async with engine(
+        upstream, store=store, capacity=capacity, allowances=allowances, projects=(TEAM_PROJECT,)
+    ) as there:
+        parts = parts_of(there, keeps_all=sealed)
+        yield there, parts, writes
+    await store.aclose()
+
+
+def parts_of(one: Engine, *, keeps_all: bool = False) -> Parts:
+    pins = Pins(one.store.notes, one.capacity.ledger, one.owner, keeps_all=keeps_all)
+    one.capacity.pinned = pins
+    return Parts(
+        pull=one.pull,
+        blobs=one.store.blobs,
+        records=one.store.records,
+        links=one.links,
+        manifests=one.manifests,
+        tags=one.tags,
+        capacity=one.capacity,
+        charges=one.charges,
+        pins=pins,
+        clock=one.clock,
+        owner=one.owner,
+    )
+
+
+async def carried(*wanted: tuple[Reference, Image]) -> Archive:
+    """A bundle of ours."""
+    upstream = FakeUpstream()
+    for reference, each in wanted:
+        assert isinstance(reference.target, Tag)
+        upstream.put(each, reference.target.value, repository=Repository.parse(reference.repository.value))
+    async with engine(upstream) as near:
+        parts = parts_of(near)
+        fill = Prefetch(near.pull, near.capacity, near.charges, parts.pins, clock=near.clock)
+        references = [reference for reference, _ in wanted]
+        assert not any(one.missing for one in await fill.run(references, Scope()))
+        export = Export(parts)
+        plan = await export.plan(references, Scope())
+        return [(one.name, await body_of(one)) async for one in export.members(plan, lambda _: None)]
+
+
+async def body_of(member: Member) -> bytes:
+    return b"".join([piece async for piece in member.pieces])
+
+
+async def members(archive: Archive) -> AsyncIterator[Member]:
+    async def pieces(body: bytes) -> AsyncIterator[bytes]:
+        yield body
+
+    for name, body in archive:
+        yield Member(name, len(body), pieces(body))
+
+
+async def taken(parts: Parts, archive: Archive, terms: Terms | None = None) -> dict[str, Any]:
+    return await Import(parts).run(members(archive), terms or Terms(), lambda _: None)
+
+
+def ours(archive: Archive) -> Archive:
+    return archive
+
+
+def without_contents(archive: Archive) -> Archive:
+    """As skopeo writes it: blobs in the order of their names, index.json behind them."""
+    blobs = sorted((name, body) for name, body in archive if maybe_blob(name) is not None)
+    return [*blobs, *((name, body) for name, body in archive if name in (INDEX_FILE, LAYOUT_FILE))]
+
+
+def index_first(archive: Archive) -> Archive:
+    """As somebody's script writes it: documents first, and then blobs in the order of their names."""
+    return [*without_contents(archive)[-2:], *without_contents(archive)[:-2]]
+
+
+def nothing_kept(there: Engine) -> None:
+    """No byte is stored or promised, no project pays."""
+    assert (there.ledger.committed, there.ledger.reserved) == (0, 0)
+    assert all(account.used == 0 for _, account in there.charges.book)
+
+
+# -- quotas ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on_full", ["evict", "bypass", "deny"])
+@pytest.mark.parametrize("order", [ours, without_contents, index_first])
+async def test_what_a_quota_has_no_room_for_is_never_written(on_full: Any, order: Any) -> None:
+    """Issue 8: an import that cannot fit fails before it writes; the sentence has project, need and quota."""
+    archive = order(await carried((TEAM, multi_arch(next(_SEED), (40 * KIB,)))))
+    async with far(allowances={"team": Allowance(50 * KIB, on_full)}) as (there, parts, writes):
+        with pytest.raises(OverQuota, match=r"quota of project 'team', and 0 bytes of 50\.0 KiB"):
+            await taken(parts, archive)
+        assert writes.n_ingests == 0
+        nothing_kept(there)
+
+
+@pytest.mark.parametrize("order", [without_contents, index_first])
+async def test_an_archive_too_large_to_wait_is_judged_when_its_manifests_have_come(order: Any) -> None:
+    """A stream with its manifests last: what was written by then goes again, and the refusal is the same."""
+    big = image(next(_SEED), (MAX_WAITING_BYTES // 8 + KIB, 5 * KIB))
+    archive = order(await carried((TEAM, big)))
+    archive.sort(key=lambda member: -len(member[1]))
+    async with far(allowances={"team": Allowance(50 * KIB, "bypass")}) as (there, parts, writes):
+        with pytest.raises(OverQuota):
+            await taken(parts, archive)
+        assert writes.n_ingests > 0
+        nothing_kept(there)
+
+
+async def test_one_project_without_room_refuses_the_whole_import_and_costs_the_others_nothing() -> None:
+    """All projects are judged before any makes room among what it has."""
+    old = image(next(_SEED), (30 * KIB,))
+    archive = await carried((APP, image(next(_SEED), (40 * KIB,))), (TEAM, image(next(_SEED), (40 * KIB,))))
+    allowances = {"default": Allowance(60 * KIB, "evict"), "team": Allowance(10 * KIB, "evict")}
+    async with far(allowances=allowances) as (there, parts, writes):
+        assert (await taken(parts, await carried((APP, old))))["images"][0]["missing"] == {}
+        used, n_ingests = there.charges.book.of("default").used, writes.n_ingests
+        with pytest.raises(OverQuota, match="'team'"):
+            await taken(parts, archive)
+        assert there.charges.book.of("default").used == used
+        assert writes.n_ingests == n_ingests
+        assert writes.n_deletes == 0
+
+
+async def test_a_project_that_evicts_makes_room_for_an_import() -> None:
+    """on_full = "evict": its own cold images go, as they would for a pull."""
+    first, second = image(next(_SEED), (40 * KIB,)), image(next(_SEED), (40 * KIB,))
+    async with far(allowances={"default": Allowance(60 * KIB, "evict")}) as (there, parts, _):
+        await taken(parts, await carried((APP, first)))
+        report = await taken(parts, await carried((replace(APP, target=Tag("2")), second)))
+        assert report["images"][0]["missing"] == {}
+        await there.charges.sweep()
+        assert await there.stored(Digest.parse(second.blobs[1].digest)) is not None
+        assert await there.stored(Digest.parse(first.blobs[1].digest)) is None
+        assert there.charges.book.of("default").used <= 60 * KIB
+
+
+async def test_a_sealed_project_evicts_nothing_for_an_import() -> None:
+    """Sealed: nothing is evicted, so what has no room beside what is there is refused, unwritten."""
+    async with far(allowances={"default": Allowance(60 * KIB, "evict")}, sealed=True) as (there, parts, writes):
+        await taken(parts, await carried((APP, image(next(_SEED), (40 * KIB,)))))
+        used, n_ingests = there.charges.book.of("default").used, writes.n_ingests
+        with pytest.raises(OverQuota):
+            await taken(parts, await carried((replace(APP, target=Tag("2")), image(next(_SEED), (40 * KIB,)))))
+        assert (there.charges.book.of("default").used, writes.n_ingests) == (used, n_ingests)
+
+
+async def test_what_was_found_for_an_import_cannot_be_taken_by_a_pull_meanwhile() -> None:
+    """Quotas are promised before the first byte is kept: a node's pull in between goes without."""
+    wanted, other = image(next(_SEED), (40 * KIB,)), image(next(_SEED), (40 * KIB,))
+    archive = await carried((APP, wanted))
+    async with far(allowances={"default": Allowance(60 * KIB, "bypass")}) as (there, parts, _):
+        upstream = there.upstreams[HOST]
+        assert isinstance(upstream, FakeUpstream)
+        upstream.put(other, "2")
+        is_judged = False
+
+        async def interrupted() -> AsyncIterator[Member]:
+            nonlocal is_judged
+            async for member in members(archive):
+                if len(wanted.blobs[1].content) == member.size:
+                    is_judged = there.charges.book.of("default").reserved > 40 * KIB
+                    await there.read(Digest.parse(other.blobs[1].digest))
+                    await there.idle()
+                yield member
+
+        report = await Import(parts).run(interrupted(), Terms(), lambda _: None)
+        assert is_judged
+        assert report["images"][0]["missing"] == {}
+        assert await there.stored(Digest.parse(other.blobs[1].digest)) is None
+        assert there.charges.book.of("default").reserved == 0
+
+
+async def test_what_is_paid_for_already_costs_nothing_again() -> None:
+    """The same bundle twice fits where it fits once."""
+    archive = await carried((APP, image(next(_SEED), (40 * KIB,))))
+    async with far(allowances={"default": Allowance(50 * KIB, "deny")}) as (there, parts, writes):
+        for _ in range(2):
+            assert (await taken(parts, archive))["images"][0]["missing"] == {}
+        assert writes.n_ingests == 3
+
+
+async def test_an_image_that_is_not_whole_does_not_count() -> None:
+    """What will not be linked is not paid for: the other image of the archive is taken."""
+    broken, small = image(next(_SEED), (40 * KIB,)), image(next(_SEED), (10 * KIB,))
+    archive = [
+        member
+        for member in await carried((APP, broken), (TEAM, small))
+        if member[0] != layout.blob_name(Digest.parse(broken.blobs[1].digest)) and member[0] != CONTENTS_FILE
+    ]
+    async with far(allowances={"default": Allowance(KIB, "deny")}) as (_, parts, _):
+        report = await taken(parts, archive)
+        by_name = {each["reference"]: each["missing"] for each in report["images"]}
+        assert by_name[str(TEAM)] == {}
+        assert by_name[str(APP)]
+
+
+# -- capacity and pins -------------------------------------------------------------------------------------------------
+
+
+async def test_what_the_capacity_has_no_room_for_is_never_written() -> None:
+    """Judged by the contents alone, and nothing was evicted for it."""
+    async with far(capacity=400 * KIB) as (there, parts, writes):
+        await taken(parts, await carried((APP, image(next(_SEED), (40 * KIB,)))))
+        n_ingests = writes.n_ingests
+        with pytest.raises(OutOfSpace, match=r"raise store\.capacity; nothing was written"):
+            await taken(parts, await carried((TEAM, image(next(_SEED), (900 * KIB,)))))
+        assert (writes.n_ingests, writes.n_deletes) == (n_ingests, 0)
+        assert there.ledger.reserved == 0
+
+
+async def test_a_pinned_import_keeps_what_it_brought() -> None:
+    """--pin: every digest of the image, by its reference and project."""
+    wanted = image(next(_SEED), (40 * KIB,))
+    async with far() as (_, parts, _):
+        await taken(parts, await carried((TEAM, wanted)), Terms(pin=True))
+        assert parts.pins.references() == [("", str(TEAM))]
+        assert all(Digest.parse(blob.digest) in parts.pins for blob in wanted.blobs)
+
+
+async def test_pins_of_an_import_beyond_the_capacity_are_refused_before_it_writes() -> None:
+    """What is here unpinned may be evicted, and what is pinned may not: beside it there is no room."""
+    first = image(next(_SEED), (100 * KIB,))
+    capacity = 3 * sum(on_disk(len(body)) for name, body in await carried((APP, first)) if maybe_blob(name)) // 2
+    async with far(capacity=capacity) as (_, parts, writes):
+        await taken(parts, await carried((APP, first)), Terms(pin=True))
+        n_ingests = writes.n_ingests
+        with pytest.raises(OutOfSpace):
+            await taken(parts, await carried((TEAM, image(next(_SEED), (100 * KIB,)))), Terms(pin=True))
+        assert writes.n_ingests == n_ingests
+        assert len(parts.pins) == 1
+
+
+# -- the waiting -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [ours, without_contents, index_first])
+async def test_every_order_ends_in_the_same_image(order: Any) -> None:
+    """Waiting changes when things are written, never what."""
+    wanted = multi_arch(next(_SEED), (40 * KIB,))
+    archive = order(await carried((APP, wanted)))
+    async with far() as (there, parts, _):
+        report = await taken(parts, archive)
+        assert [(each["digest"], each["missing"]) for each in report["images"]] == [(wanted.digest, {})]
+        assert all([await there.stored(Digest.parse(one.digest)) == one.body for one in wanted.manifests()])
+
+
+@pytest.mark.parametrize("n", range(4), ids=["a child", "another", "the index", "a config"])
+async def test_a_wrong_hash_among_what_waits_is_refused_unwritten(n: int) -> None:
+    """Every digest is verified before it is believed, in memory as on disk."""
+    archive = await carried((APP, multi_arch(next(_SEED), (5_000 * KIB,))))
+    blobs = [at for at, (name, _) in enumerate(archive) if maybe_blob(name) is not None]
+    name, body = archive[blobs[n]]
+    archive[blobs[n]] = (name, bytes([body[0] ^ 1]) + body[1:])
+    async with far() as (there, parts, writes):
+        with pytest.raises(BadArchive, match="does not hash to its name"):
+            await taken(parts, archive)
+        assert writes.n_ingests == 0 or n == 3
+        nothing_kept(there)
+
+
+async def test_waiting_is_bounded() -> None:
+    """A million small members are no way to fill the memory: beyond the bound they are written, as they come."""
+    filler = [bytes([n]) * (3 << 20) for n in range(13)]
+    names = [(layout.blob_name(Digest.of(body)), body) for body in filler]
+    archive = [*names, *without_contents(await carried((APP, image(next(_SEED), (KIB,)))))]
+    async with far() as (there, parts, writes):
+        report = await taken(parts, archive)
+        assert report["images"][0]["missing"] == {}
+        assert writes.n_ingests == len(archive) - 2
+        assert all([await there.stored(Digest.of(body)) is None for body in filler]), "nothing links to these"
