@@ -212,9 +212,9 @@ class Bundle:
             yield from plain_pieces(self.paths)
             return
         for member in _stepped(members_of(_wrapped(plain_pieces(self.paths)), on_link=lambda *_: None)):
-            if (name := self._rest.get(member.name)) is None:
+            if member.name not in self._rest:
                 continue
-            yield block_of(name, member.size)
+            yield block_of(self._rest[member.name], member.size)
             yield from _stepped(member.pieces)
             yield bytes(-member.size % 512)
         yield bytes(1024)

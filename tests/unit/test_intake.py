@@ -245,7 +245,7 @@ async def test_what_was_found_for_an_import_cannot_be_taken_by_a_pull_meanwhile(
 async def test_what_is_paid_for_already_costs_nothing_again() -> None:
     """The same bundle twice fits where it fits once."""
     archive = await carried((APP, image(next(_SEED), (40 * KIB,))))
-    async with far(allowances={"default": Allowance(50 * KIB, "deny")}) as (there, parts, writes):
+    async with far(allowances={"default": Allowance(50 * KIB, "deny")}) as (_, parts, writes):
         for _ in range(2):
             assert (await taken(parts, archive))["images"][0]["missing"] == {}
         assert writes.n_ingests == 3
