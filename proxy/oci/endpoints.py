@@ -95,6 +95,17 @@ class ReferrersList:
 Endpoint = VersionCheck | ManifestGet | BlobGet | TagsList | ReferrersList
 
 
+def origin_form(target: str) -> str:
+    """The path and query of a request target: a server must also take the absolute form that clients send to a proxy
+    (RFC 9112 §3.2.2). Its authority says nothing here: what a client sends is never used as an address."""
+    if target.startswith("/"):
+        return target
+    scheme, found, rest = target.partition("://")
+    if not found or scheme.lower() not in ("http", "https"):
+        return target
+    return "/" + rest.partition("/")[2]
+
+
 def parse(method: str, raw_path: str, query: str) -> Endpoint:
     """The endpoint that a request names.
 

@@ -96,7 +96,7 @@ class Registry:
             return self._failed(error, said)
 
     async def _answer(self, request: web.BaseRequest, said: Answered) -> web.StreamResponse:
-        path, _, query = request.raw_path.partition("?")
+        path, _, query = endpoints.origin_form(request.raw_path).partition("?")
         if path == TOKEN_PATH:
             return await self._callers.token(request)
         asked = endpoints.parse(request.method, path, query)
@@ -389,5 +389,5 @@ def _namespace(asked_ns: str | None) -> dict[str, str]:
 def _next_page(request: web.BaseRequest, asked: TagsList, page: TagPage) -> dict[str, str]:
     if page.last is None:
         return {}
-    path = request.raw_path.partition("?")[0]
+    path = endpoints.origin_form(request.raw_path).partition("?")[0]
     return {"Link": pagination.link_header(path, n=asked.n, last=page.last, ns=asked.ns)}

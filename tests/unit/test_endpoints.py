@@ -17,6 +17,7 @@ from proxy.oci.endpoints import (
     RepositoryPath,
     TagsList,
     VersionCheck,
+    origin_form,
     parse,
     url,
 )
@@ -92,6 +93,24 @@ def test_a_url_is_read_back_to_its_endpoint(path: str, query: str, endpoint: End
     written, _, words = url(endpoint).partition("?")
     assert written == path
     assert parse("GET", written, words) == endpoint
+
+
+@pytest.mark.parametrize(
+    ("target", "origin"),
+    [
+        ("/v2/a/manifests/1?ns=x", "/v2/a/manifests/1?ns=x"),
+        ("http://here:5000/v2/a/tags/list?n=1", "/v2/a/tags/list?n=1"),
+        ("HTTPS://here/v2/", "/v2/"),
+        ("http://here", "/"),
+        ("ftp://here/v2/", "ftp://here/v2/"),
+        ("*", "*"),
+        ("here:443", "here:443"),
+        ("//v2/", "//v2/"),
+    ],
+)
+def test_the_absolute_form_of_a_target_is_taken_as_its_path(target: str, origin: str) -> None:
+    """RFC 9112 §3.2.2: a server must accept it, whoever it names. Other forms are no request of ours."""
+    assert origin_form(target) == origin
 
 
 def test_the_version_check_needs_no_trailing_slash() -> None:
