@@ -101,7 +101,7 @@ def test_a_cluster_is_born_from_a_bundle_and_upgraded_by_a_second_one(
         trace = scratch / "trace"
         node.command = [*traced(trace), program_there, "serve", "--config", str(node.settings_path)]
         stack.enter_context(node)
-        clients = [
+        clients: list[Containerd | Podman] = [
             stack.enter_context(Containerd(scratch / "containerd", node.address, host=HOST)),
             stack.enter_context(Podman(scratch / "podman", node.address, host=HOST)),
         ]

@@ -143,7 +143,8 @@ async def audit(running: Engine) -> None:
     await running.idle()
     await running.charges.sweep()
     await running.idle()
-    book, stored = running.charges.book, {}
+    book = running.charges.book
+    stored: dict[Digest, int] = {}
     async for batch in running.store.blobs.scan():
         stored |= {blob.digest: blob.size for blob in batch}
     assert dict(running.ledger) == stored

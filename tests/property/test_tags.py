@@ -69,13 +69,13 @@ async def _live(weather: list[tuple[str, float]], ttl: float, stale: float) -> N
                     except BreakwaterError:
                         assert upstream.failure is not None
                         continue
-                    digest = str(found.held.descriptor.digest)
+                    served = str(found.held.descriptor.digest)
                     assert Digest.of(found.held.body) == found.held.descriptor.digest
                     allowed = ttl
                     if found.outcome == "stale":
                         assert found.trouble and upstream.failure is not None
                         allowed = ttl + stale
-                    assert digest in _true_within(truth, clock.wall(), allowed), (digest, truth, clock.wall())
+                    assert served in _true_within(truth, clock.wall(), allowed), (served, truth, clock.wall())
     await store.aclose()
 
 

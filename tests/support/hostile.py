@@ -329,11 +329,12 @@ def _docker() -> Iterator[tuple[str, bytes]]:
         return written([layer, config, *more, file("manifest.json", json.dumps(document).encode())])
 
     image = {"Config": "config.json", "RepoTags": ["registry.test/x:1"], "Layers": [f"{_HEX}/layer.tar"]}
-    for what, change in {
+    changes: dict[str, dict[str, object]] = {
         "a config that is not there": {"Config": "other.json"},
         "a layer that is not there": {"Layers": ["../../etc/passwd"]},
         "layers that are no list": {"Layers": 7},
-    }.items():
+    }
+    for what, change in changes.items():
         yield f"docker-save with {what}", saved([image | change])
     yield "docker-save that is no list", saved(7)
     for target in ("/etc/passwd", "../../../etc/passwd", "../config.json", f"../{_HEX}/../x/layer.tar"):

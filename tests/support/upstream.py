@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from proxy.engine.tasks import TaskOwner
-from proxy.events import UpstreamAsked, UpstreamBytes
+from proxy.events import UpstreamAsked, UpstreamBytes, UpstreamUnreached
 from proxy.oci.names import Repository
 from proxy.upstream.client import RegistryClient
 from proxy.upstream.policy import UpstreamPolicy
@@ -27,7 +27,7 @@ class Asking:
         self.client = client
         self.clock = clock
         self.owner = owner
-        self.seen: list[UpstreamAsked | UpstreamBytes] = []
+        self.seen: list[UpstreamAsked | UpstreamUnreached | UpstreamBytes] = []
 
     @property
     def asked(self) -> list[tuple[str, str, int]]:
@@ -47,7 +47,7 @@ async def asking(
     """A client of `registry` (or of the upstream at a URL); `policy` are fields of UpstreamPolicy."""
     url = registry if isinstance(registry, str) else registry.url
     clock, owner = ManualClock(), TaskOwner(print)
-    seen: list[UpstreamAsked | UpstreamBytes] = []
+    seen: list[UpstreamAsked | UpstreamUnreached | UpstreamBytes] = []
     client = RegistryClient(
         UpstreamPolicy(HOST, url, **policy),
         clock=clock,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import count
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_the_busiest_repositories_come_first() -> None:
         pytest.param({"repository": "", "outcome": ""}, id="not about a repository"),
     ],
 )
-def test_names_that_anybody_can_make_up_are_not_counted(words: dict[str, object]) -> None:
+def test_names_that_anybody_can_make_up_are_not_counted(words: dict[str, Any]) -> None:
     """A scan of random names must push nothing out."""
     seen = Activity(lambda: 0.0)
     seen.observe(answered(**words))

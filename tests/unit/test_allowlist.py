@@ -18,7 +18,11 @@ DIGEST, OTHER = Digest.of(b"content"), Digest.of(b"other")
 
 
 def rules(
-    allow: Iterable[str] = (), deny: Iterable[str] = (), policy: Iterable[str] = (), *, closed: bool = False
+    allow: Iterable[str | Digest] = (),
+    deny: Iterable[str | Digest] = (),
+    policy: Iterable[str | Digest] = (),
+    *,
+    closed: bool = False,
 ) -> Rules:
     allowed, denied, ruled = (tuple(map(Glob.parse, map(str, texts))) for texts in (allow, deny, policy))
     return Rules("team", allowed, denied, ruled, closed)

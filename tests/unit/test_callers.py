@@ -195,7 +195,7 @@ async def test_a_forged_token_is_nobodys(tmp_path: Path) -> None:
         body = base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(b"=").decode()
         for token in (
             jwt.encode(claims, "k" * 32, algorithm="HS256"),
-            jwt.encode(claims, None, algorithm="none"),
+            jwt.encode(claims, "", algorithm="none"),
             f"{head}.{body}.{signature}",
         ):
             assert (await running.get(PRIVATE, more={"Authorization": f"Bearer {token}"})).status == 401

@@ -28,7 +28,8 @@ async def settle() -> None:
 async def test_so_many_at_once_and_the_next_in_the_order_of_coming() -> None:
     """The limit is exact, and nobody overtakes."""
     turns = ProjectLimits(ManualClock(), {"team": Limit(transfers=2)}).turn("team")
-    gates, order = [asyncio.Event() for _ in range(5)], []
+    gates = [asyncio.Event() for _ in range(5)]
+    order: list[int] = []
     tasks = [asyncio.get_running_loop().create_task(entered(turns, gates[n], order, n)) for n in range(5)]
     await settle()
     assert order == [0, 1] and len(turns) == 2
@@ -45,7 +46,8 @@ async def test_who_gives_up_waiting_takes_no_place() -> None:
     """Cancelled while waiting, or in the very moment of being let in."""
     turns = Turns()
     turns.most = 1
-    gate, order = asyncio.Event(), []
+    gate = asyncio.Event()
+    order: list[int] = []
     loop = asyncio.get_running_loop()
     first, second, third = (loop.create_task(entered(turns, gate, order, n)) for n in range(3))
     await settle()
@@ -65,7 +67,8 @@ async def test_limits_change_while_transfers_run() -> None:
     """A reload holds at once: more room lets in who waits, less keeps the next one out."""
     limits = ProjectLimits(ManualClock(), {"team": Limit(1, 100.0)})
     turns, share = limits.turn("team"), limits.share("team")
-    gate, order = asyncio.Event(), []
+    gate = asyncio.Event()
+    order: list[int] = []
     tasks = [asyncio.get_running_loop().create_task(entered(turns, gate, order, n)) for n in range(4)]
     await settle()
     assert order == [0]

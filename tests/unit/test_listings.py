@@ -54,7 +54,8 @@ async def test_tags_come_in_the_specs_order_without_what_is_hidden(running: Engi
 
 async def test_pages_after_the_first_do_not_ask_again(running: Engine, upstream: FakeUpstream) -> None:
     """A client that pages sees one list, and upstream is asked for it once."""
-    found, last = [], None
+    found: list[str] = []
+    last = None
     for _ in range(10):
         page, last, _ = await tags(running, 1, last)
         found += page
@@ -175,5 +176,5 @@ async def test_a_sealed_upstream_has_what_is_here_and_says_that_it_is_sealed(ups
             ),
         ]:
             with pytest.raises(error, match="sealed"):
-                await failing  # type: ignore[misc]
+                await failing
         assert upstream.asked == []

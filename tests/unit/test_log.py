@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
@@ -53,7 +54,7 @@ class Log:
 def test_whatever_a_client_sends_is_one_json_object_on_one_line(field: str, text: str) -> None:
     """T27: forged lines are impossible, and what was sent can still be read, cut to a bearable length."""
     log = Log()
-    log.log.observe(replace(PLAIN, **{field: text}))
+    log.log.observe(replace(PLAIN, **cast("dict[str, Any]", {field: text})))
     (line,) = log.lines()
     assert line.isascii() and line.isprintable()
     document = json.loads(line)

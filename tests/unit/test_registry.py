@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from email import message_from_bytes
+from email.message import Message
 
 import pytest
 
@@ -152,7 +153,7 @@ async def test_several_ranges_come_as_parts(serves: Appliance) -> None:
     message = message_from_bytes(b"Content-Type: " + answer.headers["content-type"].encode() + b"\r\n" + answer.body)
     parts = message.get_payload()
     assert isinstance(parts, list)
-    assert [part["Content-Range"] for part in parts] == [
+    assert [part["Content-Range"] for part in parts if isinstance(part, Message)] == [
         f"bytes 0-3/{len(LAYER)}",
         f"bytes 100-109/{len(LAYER)}",
         f"bytes {len(LAYER) - 2}-{len(LAYER) - 1}/{len(LAYER)}",

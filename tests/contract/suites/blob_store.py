@@ -58,7 +58,8 @@ class BlobStoreSuite:
         await kept(blobs, BODY)
         blob = await blobs.open(DIGEST)
         assert blob is not None
-        verifier, pieces = Verifier(DIGEST), []
+        verifier = Verifier(DIGEST)
+        pieces: list[bytes] = []
         while piece := await blob.read(sum(map(len, pieces)), 4999, verifier):
             assert len(piece) <= 4999
             pieces.append(piece)

@@ -74,7 +74,8 @@ def blob(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[Disk, Cold, Unsendable], ids=["resident", "cold", "no sendfile"])
 def disk(request: pytest.FixtureRequest) -> Disk:
-    return request.param()
+    made: Disk = request.param()
+    return made
 
 
 @pytest.mark.parametrize("size", EDGES)
