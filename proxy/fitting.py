@@ -1,8 +1,8 @@
 """The clients of upstreams, made from settings, and made again when those are read again.
 
-A client is kept over a reload when nothing that it was made of has changed, the contents of its files among it: its
-tokens, its pooled connections and what it knows of upstream's budget are worth keeping. One that is replaced lives on
-until nothing uses it: a transfer that is running ends with the client it began with.
+The client of an address is kept over a reload when nothing that it was made of has changed, the contents of its files
+among it: its tokens and its pooled connections are worth keeping. One that is replaced lives on until nothing uses it: a
+transfer that is running ends with the client it began with.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 import ssl
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -26,8 +26,9 @@ from proxy.engine.tasks import TaskOwner
 from proxy.errors import InvalidSettings
 from proxy.events import Event
 from proxy.ports import Clock, Upstream
+from proxy.rules.bandwidth import Bandwidth, Hours
 from proxy.settings import Credentials as CredentialSettings
-from proxy.settings import Settings
+from proxy.settings import Endpoint, Settings, TimedRate, Transfers
 from proxy.settings import Upstream as UpstreamSettings
 from proxy.settings.contradictions import TOKEN_USERNAMES
 from proxy.upstream.answers import Budget
@@ -51,17 +52,31 @@ _OF_PROJECT = "~"
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
-    """An upstream's clients, one for each address, and everything that they were made of, files by their hashes.
+class Address:
+    """One of an upstream's addresses as one identity: its client, behind its guard, and all that the client was made
+    of, files by their hashes. Equal ingredients make equal clients."""
 
-    Equal ingredients make equal clients. `upstream` is what the engine asks: the clients behind their guards.
-    """
+    client: RegistryClient
+    guard: GuardedUpstream
+    #: How it is reached, whom we say that we are, and how much time it has.
+    way: tuple[object, ...] = field(repr=False)
+    login: tuple[object, ...] = field(repr=False)
+    terms: tuple[object, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """An upstream: its addresses, and `upstream`, which is what the engine asks. The rest holds once it is used."""
 
     upstream: Upstream
-    clients: tuple[RegistryClient, ...]
-    guards: tuple[GuardedUpstream, ...]
-    ingredients: tuple[object, ...] = field(repr=False)
-    bandwidth: float | None = None
+    addresses: tuple[Address, ...]
+    bandwidth: Bandwidth
+    floor: int
+
+    @property
+    def clients(self) -> tuple[RegistryClient, ...]:
+        """One for each address."""
+        return tuple(address.client for address in self.addresses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,51 +107,84 @@ class Fitting:
     def conditions(self, host: str) -> Sequence[Condition]:
         """How each address of an upstream is now; of a sealed one there is nothing to say."""
         fitted = self._current.get(host)
-        return tuple(guard.condition() for guard in fitted.guards) if fitted else ()
+        return tuple(address.guard.condition() for address in fitted.addresses) if fitted else ()
 
     def fit(self, settings: Settings) -> Mapping[str, Fitted]:
         """The clients that `settings` ask for, those of now where they still fit. Changes nothing yet.
 
         Reads files: not for the loop. Raises InvalidSettings with the first thing that cannot be read or used.
         """
-        trusts: dict[tuple[object, ...], ssl.SSLContext] = {}
-        marks: dict[str, bytes] = {}
-        fitted = {}
-        for key, host, upstream in _wanted(settings):
-            for path in _files_of(upstream):
-                if path not in marks:
-                    marks[path] = sha256(_contents(host, path)).digest()
-            ingredients = (upstream, settings.transfers, *(marks[path] for path in _files_of(upstream)))
-            if (kept := self._current.get(key)) is not None and kept.ingredients == ingredients:
-                fitted[key] = kept
-                continue
-            policies = _policies(host, upstream, settings, trusts, _Around(self._clock, self._owner.spawn))
-            fitted[key] = self._fitted(host, upstream, policies, ingredients)
-        return fitted
+        files = _Files()
+        return {
+            key: self._fitted(key, host, upstream, settings.transfers, files)
+            for key, host, upstream in _wanted(settings)
+        }
 
-    def _fitted(
-        self, host: str, upstream: UpstreamSettings, policies: Sequence[UpstreamPolicy], ingredients: tuple[object, ...]
-    ) -> Fitted:
-        clients, guards = [], []
-        for policy in policies:
-            client = RegistryClient(policy, clock=self._clock, spawn=self._owner.spawn, observer=self._observe)
-            guard = GuardedUpstream(
-                client,
-                host=host,
-                address=policy.url,
-                clock=self._clock,
-                chance=random.random,
-                observe=self._observe,
-                quote=partial(_quote, client),
-                floor=upstream.rate_limit_floor,
-            )
-            clients.append(client)
-            guards.append(guard)
+    def _fitted(self, key: str, host: str, upstream: UpstreamSettings, transfers: Transfers, files: _Files) -> Fitted:
+        addresses = tuple(self._address(key, host, upstream, endpoint, transfers, files) for endpoint in upstream.url)
+        guards = [address.guard for address in addresses]
         asked: Upstream = guards[0] if len(guards) == 1 else Failover(guards, self._clock)
         asked = LimitedUpstream(asked, self._shares.setdefault(host, Share(self._clock)))
         if upstream.foreign_layers == "refuse":
             asked = WithoutForeignLayers(asked, host)
-        return Fitted(asked, tuple(clients), tuple(guards), ingredients, upstream.bandwidth)
+        return Fitted(asked, addresses, bandwidth_of(upstream.bandwidth), upstream.rate_limit_floor)
+
+    def _address(
+        self, key: str, host: str, upstream: UpstreamSettings, endpoint: Endpoint, transfers: Transfers, files: _Files
+    ) -> Address:
+        """The address as it is now where nothing has changed that its client was made of, else a new client.
+
+        What is known of the address outlives the client: its circuit while the way to it is the same (whoever mends
+        the way is not made to wait), its budget while we are the same to it.
+        """
+        url, credentials = str(endpoint.url), endpoint.credentials or upstream.credentials
+        realms = upstream.token_realms if endpoint.token_realms is None else endpoint.token_realms
+        way = (
+            *(upstream.min_tls, upstream.allow_private, upstream.http_proxy, upstream.no_proxy),
+            *(upstream.ca, upstream.client_cert, upstream.client_key),
+            *(files.mark(host, path) for path in _trust_of(upstream)),
+        )
+        login = (credentials, realms, *(files.mark(host, path) for path in _secrets_of(credentials)))
+        # They share the time that an answer has, so that the last one gets its turn.
+        deadlines = Deadlines(
+            sock_connect_s=upstream.connect_timeout, answer_s=transfers.queue_deadline / len(upstream.url)
+        )
+        terms = (deadlines, Pace(transfers.min_rate, transfers.min_rate_window))
+        known = self._known(key, url)
+        if known is not None and (known.way, known.login, known.terms) == (way, login, terms):
+            return known
+        policy = UpstreamPolicy(
+            host=host,
+            url=url,
+            credentials=_credentials(host, url, credentials, _Around(self._clock, self._owner.spawn)),
+            token_realms=frozenset(str(realm) for realm in realms),
+            allow_private=upstream.allow_private,
+            tls=files.trust(host, upstream),
+            deadlines=deadlines,
+            pace=terms[1],
+            http_proxy=upstream.http_proxy or "",
+            no_proxy=upstream.no_proxy,
+        )
+        client = RegistryClient(policy, clock=self._clock, spawn=self._owner.spawn, observer=self._observe)
+        is_same_way = known is not None and known.way == way
+        is_same_identity = known is not None and known.client.policy.identity == policy.identity
+        guard = GuardedUpstream(
+            client,
+            host=host,
+            address=url,
+            clock=self._clock,
+            chance=random.random,
+            observe=self._observe,
+            quote=partial(_quote, client),
+            breaker=known.guard.breaker if known is not None and is_same_way else None,
+            budget=known.guard.budget if known is not None and is_same_identity else None,
+        )
+        return Address(client, guard, way, login, terms)
+
+    def _known(self, key: str, url: str) -> Address | None:
+        current = self._current.get(key)
+        addresses = current.addresses if current is not None else ()
+        return next((address for address in addresses if address.client.policy.url == url), None)
 
     def use(self, fitted: Mapping[str, Fitted]) -> None:
         """From now on these. What they replace is closed once nothing uses it."""
@@ -147,8 +195,10 @@ class Fitting:
                 self._owner.spawn_background(self._see_out(replaced), "retire an upstream's client")
         self._current = fitted
         for host, each in fitted.items():
+            for address in each.addresses:
+                address.guard.budget.floor = each.floor
             if not host.startswith(_OF_PROJECT):
-                self._shares[host].rate = each.bandwidth
+                self._shares[host].follow(each.bandwidth)
 
     def gauge(self, set_gauge: Callable[..., None]) -> None:
         """Set the gauges of what is granted and who is left alone, by upstream: the best of its addresses counts."""
@@ -256,59 +306,53 @@ def _quote(client: RegistryClient) -> Budget | None:
     return client.budget
 
 
-def _files_of(upstream: UpstreamSettings) -> Iterator[str]:
-    """Every file that a client is made of. The system's own trust is one: a new CA there is taken up, too."""
-    for credentials in (upstream.credentials, *(endpoint.credentials for endpoint in upstream.url)):
-        if credentials is not None:
-            named = (
-                credentials.password_file,
-                credentials.docker_config,
-                credentials.key_file,
-                credentials.secret_file,
-            )
-            yield from (path for path in named if path is not None)
+class _Files:
+    """The files that clients are made of, each read once for all of them. Raises InvalidSettings when one cannot be."""
+
+    def __init__(self) -> None:
+        self._marks: dict[str, bytes] = {}
+        self._trusts: dict[tuple[object, ...], ssl.SSLContext] = {}
+
+    def mark(self, host: str, path: str) -> bytes:
+        """The hash of what the file holds."""
+        if path not in self._marks:
+            try:
+                self._marks[path] = sha256(Path(path).read_bytes()).digest()
+            except OSError as error:
+                raise InvalidSettings([f'[upstreams."{host}"] cannot read {path}: {error.strerror}']) from error
+        return self._marks[path]
+
+    def trust(self, host: str, upstream: UpstreamSettings) -> ssl.SSLContext:
+        """How to speak TLS with it. Those who trust alike share a context: reading the system's CAs takes longer than
+        all the rest of a start."""
+        words = (upstream.min_tls, upstream.ca, upstream.client_cert, upstream.client_key)
+        if words not in self._trusts:
+            self._trusts[words] = _client_tls(host, upstream)
+        return self._trusts[words]
+
+
+def _secrets_of(credentials: CredentialSettings | None) -> Iterator[str]:
+    if credentials is None:
+        return
+    named = (credentials.password_file, credentials.docker_config, credentials.key_file, credentials.secret_file)
+    yield from (path for path in named if path is not None)
+
+
+def _trust_of(upstream: UpstreamSettings) -> Iterator[str]:
+    """The system's own trust is one of them: a new CA there is taken up, too."""
     yield from (path for path in (upstream.ca, upstream.client_cert, upstream.client_key) if path is not None)
     if (system := ssl.get_default_verify_paths().cafile) is not None:
         yield system
 
 
-def _contents(host: str, path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InvalidSettings([f'[upstreams."{host}"] cannot read {path}: {error.strerror}']) from error
-
-
-def _policies(
-    host: str,
-    upstream: UpstreamSettings,
-    settings: Settings,
-    trusts: dict[tuple[object, ...], ssl.SSLContext],
-    around: _Around,
-) -> Sequence[UpstreamPolicy]:
-    """One for each address. They share the time that an answer has, so that the last one gets its turn."""
-    transfers = settings.transfers
-    # Those who trust alike share a context: reading the system's CAs takes longer than all the rest of a start.
-    trust = (upstream.min_tls, upstream.ca, upstream.client_cert, upstream.client_key)
-    if trust not in trusts:
-        trusts[trust] = _client_tls(host, upstream)
-    return [
-        UpstreamPolicy(
-            host=host,
-            url=str(endpoint.url),
-            credentials=_credentials(host, str(endpoint.url), endpoint.credentials or upstream.credentials, around),
-            token_realms=frozenset(str(realm) for realm in upstream.token_realms),
-            allow_private=upstream.allow_private,
-            tls=trusts[trust],
-            deadlines=Deadlines(
-                sock_connect_s=upstream.connect_timeout, answer_s=transfers.queue_deadline / len(upstream.url)
-            ),
-            pace=Pace(transfers.min_rate, transfers.min_rate_window),
-            http_proxy=upstream.http_proxy or "",
-            no_proxy=upstream.no_proxy,
+def bandwidth_of(entries: Iterable[TimedRate]) -> Bandwidth:
+    """What the settings say of a bandwidth, as the rule that it is."""
+    return Bandwidth(
+        tuple(
+            (Hours(entry.between.start_min, entry.between.end_min, entry.zone) if entry.between else None, entry.rate)
+            for entry in entries
         )
-        for endpoint in upstream.url
-    ]
+    )
 
 
 def _credentials(host: str, url: str, given: CredentialSettings | None, around: _Around) -> Credentials | None:

@@ -17,7 +17,7 @@ from proxy.engine.origins import Origin, Origins, SealedUpstream
 from proxy.engine.pull import Plan
 from proxy.engine.walk import Scope
 from proxy.errors import BadRequest, InvalidSettings
-from proxy.fitting import key_of
+from proxy.fitting import bandwidth_of, key_of
 from proxy.ports import Upstream
 from proxy.rules.closure import Platforms
 from proxy.rules.freshness import TagPolicy
@@ -68,7 +68,7 @@ def plan_of(settings: Settings, clients: Mapping[str, Upstream], limits: Project
     for name, project in settings.projects.items():
         for origin in origins.values():
             asked = clients.get(key_of(str(name), origin.host), origin.upstream)
-            if project.bandwidth is not None:
+            if project.bandwidth:
                 asked = LimitedUpstream(asked, limits.share(str(name)))
             if asked is not origin.upstream:
                 of_project[str(name), origin.host] = replace(origin, upstream=asked)
@@ -97,7 +97,10 @@ def robots_of(settings: Settings) -> dict[str, Robot]:
 
 def limits_of(settings: Settings) -> dict[str, Limit]:
     """What each project may take of the fetching."""
-    return {str(name): Limit(project.max_transfers, project.bandwidth) for name, project in settings.projects.items()}
+    return {
+        str(name): Limit(project.max_transfers, bandwidth_of(project.bandwidth))
+        for name, project in settings.projects.items()
+    }
 
 
 def allowances_of(settings: Settings) -> dict[str, Allowance]:

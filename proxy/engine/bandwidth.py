@@ -2,8 +2,8 @@
 
 Each piece is taken first and paid for after, so a body of the size of a piece is never delayed before its first
 byte, and over any time the rate holds but for one piece of each transfer. Transfers take turns in the order in which
-they come back for more: one that is alone has the whole rate, and of n that read all the time each has its n-th part.
-The rate may change at any time, for transfers that run, too.
+they come back for more: one that is alone has the whole rate, and of n that could have more each has its n-th part,
+because what waits for its turn finds a full buffer. The rate may change at any time, for transfers that run, too.
 """
 
 from __future__ import annotations
@@ -12,30 +12,53 @@ from proxy.engine.around import AroundBody, AroundUpstream
 from proxy.oci.digest import Digest
 from proxy.oci.names import Repository
 from proxy.ports import BlobBody, Clock, Upstream
+from proxy.rules.bandwidth import UNLIMITED, Bandwidth
+
+#: Whoever waits for a turn looks again after so many seconds at the latest: so soon a new rate is noticed.
+LOOK_EVERY_S = 2.0
 
 
 class Share:
-    """The rate of one upstream in bytes per second, None for as fast as it comes. Shared by all its bodies."""
+    """The bandwidth of one upstream or project, shared by all its bodies."""
 
-    __slots__ = ("_clock", "_free_at", "rate")
+    __slots__ = ("_bandwidth", "_clock", "_n_paid", "_n_taken", "_paid_at")
 
-    def __init__(self, clock: Clock, rate: float | None = None) -> None:
+    def __init__(self, clock: Clock, bandwidth: Bandwidth = UNLIMITED) -> None:
         self._clock = clock
-        self._free_at = 0.0
-        self.rate = rate
+        self._bandwidth = bandwidth
+        #: Bytes that were taken in all, and for how many of them time has passed since.
+        self._n_taken = 0.0
+        self._n_paid = 0.0
+        self._paid_at = clock.monotonic()
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes per second at this time of day; None for as fast as they come."""
+        return self._bandwidth.at(self._clock.wall())
+
+    def follow(self, bandwidth: Bandwidth) -> None:
+        """From now on this one."""
+        self._pay()
+        self._bandwidth = bandwidth
 
     def charge(self, n_bytes: int) -> float:
-        """So many bytes came. Returns when, by the clock, whoever took them may take more."""
-        now = self._clock.monotonic()
-        if self.rate is None:
-            return now
-        self._free_at = max(self._free_at, now) + n_bytes / self.rate
-        return self._free_at
+        """So many bytes came. Returns the mark that is to be `reached` before whoever took them takes more."""
+        self._pay()
+        self._n_taken += n_bytes
+        return self._n_taken
 
-    async def reached(self, at: float) -> None:
-        """Return at the time that `charge` gave."""
-        if (wait_s := at - self._clock.monotonic()) > 0:
-            await self._clock.sleep(wait_s)
+    async def reached(self, mark: float) -> None:
+        """Return once all that was taken before the mark is paid for."""
+        while (owed := mark - self._pay()) >= 0.5:  # less than a byte is what adding up fractions leaves
+            await self._clock.sleep(min(LOOK_EVERY_S, owed / (self.rate or owed)))
+
+    def _pay(self) -> float:
+        """Count the time since the last look; returns how many bytes are paid for. Time without bytes buys nothing."""
+        now, rate = self._clock.monotonic(), self.rate
+        earned = self._n_taken if rate is None else (now - self._paid_at) * rate
+        self._n_paid = min(self._n_taken, self._n_paid + earned)
+        self._paid_at = now
+        return self._n_paid
 
 
 class LimitedUpstream(AroundUpstream):
@@ -53,16 +76,16 @@ class LimitedUpstream(AroundUpstream):
 class _LimitedBody(AroundBody):
     """A body that waits its turn before each piece but its first."""
 
-    __slots__ = ("_next_at", "_share")
+    __slots__ = ("_mark", "_share")
 
     def __init__(self, body: BlobBody, share: Share) -> None:
         super().__init__(body)
         self._share = share
-        self._next_at = 0.0
+        self._mark = 0.0
 
     async def read(self) -> bytes:
         """See ports.BlobBody."""
-        await self._share.reached(self._next_at)
+        await self._share.reached(self._mark)
         piece = await super().read()
-        self._next_at = self._share.charge(len(piece))
+        self._mark = self._share.charge(len(piece))
         return piece

@@ -52,7 +52,8 @@ class GuardedUpstream(AroundUpstream):
     """An upstream that raises Throttled or Unreachable without being asked. One for each address and identity; shared by
     everybody who asks them.
 
-    `quote` tells what `upstream` last heard of its rate limit; `floor` is how much of it is kept for misses.
+    `quote` tells what `upstream` last heard of its rate limit. `breaker` and `budget` are what is known of the address
+    and of the identity: whoever replaces `upstream` while they stay the same hands them on.
     """
 
     def __init__(
@@ -65,7 +66,8 @@ class GuardedUpstream(AroundUpstream):
         chance: Callable[[], float],
         observe: Callable[[Event], None],
         quote: Callable[[], Quote | None] = lambda: None,
-        floor: int = 10,
+        breaker: Breaker | None = None,
+        budget: Budget | None = None,
     ) -> None:
         super().__init__(upstream)
         self._host = host
@@ -74,20 +76,20 @@ class GuardedUpstream(AroundUpstream):
         self._chance = chance
         self._observe = observe
         self._quote = quote
-        self._breaker = Breaker()
-        self._budget = Budget(floor)
+        self.breaker = breaker or Breaker()
+        self.budget = budget or Budget()
 
     def condition(self) -> Condition:
         """How it is now."""
-        now, quote = self._clock.monotonic(), self._budget.quote
+        now, quote = self._clock.monotonic(), self.budget.quote
         return Condition(
             self._address,
-            self._breaker.state(now),
+            self.breaker.state(now),
             quote.limit if quote else None,
             quote.remaining if quote else None,
             quote.window_s if quote else None,
-            self._budget.is_low(now),
-            self._budget.wait_s(now),
+            self.budget.is_low(now),
+            self.budget.wait_s(now),
         )
 
     # -- ports.Upstream ------------------------------------------------------------------------------------------------
@@ -95,8 +97,8 @@ class GuardedUpstream(AroundUpstream):
     async def manifest_head(self, repository: Repository, target: TagOrDigest) -> ManifestHead:
         """See ports.Upstream. Only revalidations ask this, so it is what stops first when little is left."""
         now = self._clock.monotonic()
-        if self._budget.wait_s(now) is None and not self._budget.may_look(now):
-            quote = self._budget.quote
+        if self.budget.wait_s(now) is None and not self.budget.may_look(now):
+            quote = self.budget.quote
             assert quote is not None
             raise Throttled(
                 f"{self._host} grants {quote.remaining} more requests, which are kept for what is not here yet",
@@ -115,37 +117,37 @@ class GuardedUpstream(AroundUpstream):
             self._failed(error)
             raise
         except Throttled as error:
-            self._budget.throttle(error.retry_after_s, self._clock.monotonic())
+            self.budget.throttle(error.retry_after_s, self._clock.monotonic())
             self._answered()
             raise
         except BreakwaterError:
             self._answered()
             raise
         except BaseException:
-            self._breaker.left()  # the asker went away, or a bug: neither says anything about upstream
+            self.breaker.left()  # the asker went away, or a bug: neither says anything about upstream
             raise
         finally:
-            self._budget.hear(self._quote(), self._clock.monotonic())
+            self.budget.hear(self._quote(), self._clock.monotonic())
         self._answered()
         return answer
 
     def _admit(self) -> None:
         now = self._clock.monotonic()
-        if (wait_s := self._budget.wait_s(now)) is not None:
+        if (wait_s := self.budget.wait_s(now)) is not None:
             raise Throttled(
                 f"{self._host} asked to be left alone, for {wait_s:.0f} s more",
                 upstream=self._host,
                 retry_after_s=wait_s,
             )
-        if (wait_s := self._breaker.wait_s(now)) is not None:
+        if (wait_s := self.breaker.wait_s(now)) is not None:
             raise Unreachable(f"{self._host} does not answer and is asked again in {wait_s:.0f} s", upstream=self._host)
 
     def _answered(self) -> None:
-        if self._breaker.succeeded():
+        if self.breaker.succeeded():
             self._observe(Noticed("info", f"{self._host} at {self._address} answers again"))
 
     def _failed(self, error: Unreachable | Timeout) -> None:
-        if self._breaker.failed(self._clock.monotonic(), self._chance()):
+        if self.breaker.failed(self._clock.monotonic(), self._chance()):
             self._observe(
                 Noticed(
                     "warning", f"{self._host} at {self._address} is left alone for a while, it does not answer: {error}"

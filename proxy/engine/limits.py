@@ -14,14 +14,15 @@ from types import TracebackType
 
 from proxy.engine.bandwidth import Share
 from proxy.ports import Clock
+from proxy.rules.bandwidth import UNLIMITED, Bandwidth
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """Transfers at once, and bytes a second for all of them together; None for as many and as fast as they come."""
+    """Transfers at once (None: as many as come), and how fast they may be, all together."""
 
     transfers: int | None = None
-    bandwidth: float | None = None
+    bandwidth: Bandwidth = UNLIMITED
 
 
 class Turns:
@@ -88,7 +89,7 @@ class ProjectLimits:
             turns.most = limits.get(project, Limit()).transfers
             turns.let_in()
         for project, share in self._shares.items():
-            share.rate = limits.get(project, Limit()).bandwidth
+            share.follow(limits.get(project, Limit()).bandwidth)
 
     def turn(self, project: str) -> Turns:
         """What a transfer of this project enters before it begins."""

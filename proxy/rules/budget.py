@@ -33,7 +33,7 @@ class Budget:
 
     __slots__ = ("_heard_at", "_look_at", "_throttled_until", "floor", "quote")
 
-    def __init__(self, floor: int) -> None:
+    def __init__(self, floor: int = 10) -> None:
         self.floor = floor
         #: What was heard last, None while nothing was.
         self.quote: Quote | None = None

@@ -10,7 +10,7 @@ from typing import Any
 from proxy.oci.names import SourceHost
 from proxy.settings import overlaps, values
 from proxy.settings.keys import Place, spelled
-from proxy.settings.model import Credentials, Project, Settings
+from proxy.settings.model import Credentials, Project, Settings, TimedRate
 
 #: The distribution-spec's limit of a manifest, which everyone keeps: 4 MiB.
 LARGEST_MANIFEST_BYTES = 4 * 2**20
@@ -156,10 +156,22 @@ def _of_upstreams(settings: Settings, written: Mapping[str, Any]) -> Iterator[Cl
             yield from _of_credentials(endpoint.credentials, (*here, "url", number, "credentials"))
             if endpoint.url in [earlier.url for earlier in upstream.url[:number]]:
                 yield Clash(((*here, "url", number),), f"{endpoint.url} is listed twice")
+        yield from _of_bandwidth(upstream.bandwidth, (*here, "bandwidth"))
         if upstream.client_key is not None and upstream.client_cert is None:
             yield Clash(((*here, "client_key"), (*here, "client_cert")), "is of no use without client_cert")
         if upstream.client_cert is not None and upstream.client_key is None:
             yield Clash(((*here, "client_cert"), (*here, "client_key")), "is of no use without client_key")
+
+
+def _of_bandwidth(entries: tuple[TimedRate, ...], place: Place) -> Iterator[Clash]:
+    for number, entry in enumerate(entries):
+        if entry.between is not None:
+            continue
+        if entry.rate is None:
+            yield Clash(((*place, number),), "says neither how fast nor when")
+        if number + 1 < len(entries):
+            yield Clash(((*place, number + 1), (*place, number)), "is never reached: the entry before it always holds")
+            return
 
 
 def _of_credentials(credentials: Credentials | None, place: Place) -> Iterator[Clash]:
@@ -229,6 +241,7 @@ def _of_project(here: Place, project: Project, settings: Settings, hosts: Mappin
             ((*here, "path"), (*here, "upstream"), ("server", "default_upstream"), ("upstreams",)),
             "needs an upstream: write one, or server.default_upstream",
         )
+    yield from _of_bandwidth(project.bandwidth, (*here, "bandwidth"))
     if project.credentials is not None:
         yield from _of_credentials(project.credentials, (*here, "credentials"))
         if project.upstream is None:

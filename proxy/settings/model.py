@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import tzinfo
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -49,6 +50,13 @@ def _addresses_listed(value: Any) -> Any:
     return tuple({"url": entry} if isinstance(entry, str) else entry for entry in _listed(value))
 
 
+def _rates_listed(value: Any) -> Any:
+    """`bandwidth = "10MiB/s"`, or a list of tables: all become tables."""
+    if isinstance(value, dict):
+        raise ValueError('a table stands in a list: bandwidth = [{ rate = "10MiB/s", between = "08:00-18:00" }]')
+    return tuple({"rate": entry} if isinstance(entry, str) else entry for entry in _listed(value))
+
+
 def _maybe_source_host(value: Any) -> SourceHost | None:
     return None if value in ("", None) else values.source_host_of(value)
 
@@ -71,6 +79,8 @@ RepositoryGlob = Annotated[str, BeforeValidator(values.repository_glob_of)]
 TagGlob = Annotated[str, BeforeValidator(values.tag_glob_of)]
 Rule = Annotated[str, BeforeValidator(values.rule_of)]
 SecretHash = Annotated[SecretStr, AfterValidator(values.secret_hash_of)]
+Span = Annotated[values.Span, BeforeValidator(values.span_of)]
+Zone = Annotated[tzinfo, BeforeValidator(values.zone_of)]
 Instant = Annotated[float, BeforeValidator(values.instant_of)]
 Helper = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Count = Annotated[int, Field(ge=1)]
@@ -382,6 +392,28 @@ class Credentials(Section):
     )
 
 
+class TimedRate(Section):
+    """A rate, and the hours in which it holds."""
+
+    rate: Rate | None = setting(
+        None,
+        unit="bytes per second",
+        what="Bytes per second for all blobs together.",
+        why="Without one they come as fast as they can.",
+    )
+    between: Span | None = setting(
+        None, what='When it holds, every day: "08:00-18:00", or over midnight "22:00-06:00".', why="It always holds."
+    )
+    zone: Zone = setting(
+        "UTC",
+        what='The time zone of `between`: "UTC" or a name such as "Europe/Berlin", summer time included.',
+        why="The machine's own zone is seldom what somebody thinks, in a container least of all.",
+    )
+
+
+Bandwidth = Annotated[tuple[TimedRate, ...], BeforeValidator(_rates_listed)]
+
+
 class Endpoint(Section):
     """One of an upstream's addresses, with credentials of its own where they differ."""
 
@@ -394,6 +426,11 @@ class Endpoint(Section):
         None,
         what="Credentials for this address alone.",
         why="The upstream's `credentials` count for all its addresses.",
+    )
+    token_realms: Some[Host] | None = setting(
+        None,
+        what="Hosts that may receive this address's credentials for a token.",
+        why="The upstream's `token_realms` count for all its addresses.",
     )
 
 
@@ -466,10 +503,11 @@ class Upstream(Section):
         "is left is for images that are not here yet.",
         why="A tenth of what Docker Hub grants to nobody in particular.",
     )
-    bandwidth: Rate | None = setting(
-        None,
-        unit="bytes per second",
-        what="How fast blobs come from here, all together; a reload changes it for running transfers, too.",
+    bandwidth: Bandwidth = setting(
+        [],
+        what='How fast blobs come from here, all together: "50MiB/s"; or a list by the time of day, of which the first that '
+        'holds counts: `[{ rate = "50MiB/s", between = "08:00-18:00", zone = "Europe/Berlin" }, { rate = "200MiB/s" }]`; '
+        "hours are UTC without `zone`. A reload changes it for running transfers, too.",
         why="A mirror exists to be filled.",
     )
     foreign_layers: Literal["allow", "refuse"] = setting(
@@ -525,10 +563,10 @@ class Project(Section):
         what="Transfers that this project has running at once; further ones queue.",
         why="`transfers.max_concurrent` bounds all.",
     )
-    bandwidth: Rate | None = setting(
-        None,
-        unit="bytes per second",
-        what="What this project's transfers take from upstreams, all together, shared fairly among them.",
+    bandwidth: Bandwidth = setting(
+        [],
+        what="What this project's transfers take from upstreams, all together, shared fairly among them; written as an "
+        "upstream's.",
         why="A mirror fills as fast as it can, until somebody else needs the line.",
     )
     max_blob: Size | None = setting(

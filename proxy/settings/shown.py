@@ -147,9 +147,11 @@ def _is_heading(pattern: Pattern, field: FieldInfo) -> bool:
 def _reference_rows(name: str, pattern: Pattern, field: FieldInfo) -> Iterator[str]:
     inner, is_many = inner_section(field.annotation)
     yield f"| `{name}` | {_default(field)} | {_cell(field.description or '')} | {_cell(_word(field, 'why'))} |"
-    if inner is None or is_many:
+    if inner is None:
         return
     for key, one in inner.model_fields.items():
+        if is_many and inner_section(one.annotation)[0] is not None:
+            continue  # what an entry of a list shares with its section is told there
         yield from _reference_rows(f"{name}.{key}", (*pattern, key), one)
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Any
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 from pydantic import SecretStr
 
@@ -142,6 +143,50 @@ def lasting_of(value: Any) -> float:
         return duration_or_zero_of(value)
     except ValueError as error:
         raise ValueError(f'{error}; or "forever"') from error
+
+
+# -- hours of the day --------------------------------------------------------------------------------------------------
+
+_SPAN = re.compile(r"([0-9]{2}):([0-9]{2}) ?- ?([0-9]{2}):([0-9]{2})")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """From one minute of the day to another; over midnight where the end is not after the start."""
+
+    start_min: int
+    end_min: int
+
+
+def span_of(value: Any) -> Span:
+    """Hours of a day: `08:00-18:00`, or over midnight `22:00-06:00`. Raises ValueError."""
+    if isinstance(value, Span):
+        return value
+    found = _SPAN.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError(f'{value!r} is not a time of day: expected "08:00-18:00"')
+    minutes = [int(found[i]) * 60 + int(found[i + 1]) for i in (1, 3)]
+    if any(int(found[i]) > 59 for i in (2, 4)) or minutes[0] >= 1440 or minutes[1] > 1440:
+        raise ValueError(f"{value!r}: a day is from 00:00 to 24:00")
+    if minutes[0] == minutes[1]:
+        raise ValueError(f"{value!r} is no time at all; leave it out for the whole day")
+    return Span(*minutes)
+
+
+def zone_of(value: Any) -> tzinfo:
+    """A time zone: "UTC", or a name such as "Europe/Berlin" that the system's time zone files have. Raises ValueError."""
+    if isinstance(value, tzinfo):
+        return value
+    if value == "UTC":
+        return UTC  # also where there are no such files
+    try:
+        if not isinstance(value, str):
+            raise ValueError("not text")
+        return ZoneInfo(value)
+    except (ValueError, OSError, KeyError):  # ZoneInfoNotFoundError is a KeyError
+        raise ValueError(
+            f'{value!r} is no time zone that this system knows: expected "UTC" or "Europe/Berlin"'
+        ) from None
 
 
 # -- addresses to listen on --------------------------------------------------------------------------------------------

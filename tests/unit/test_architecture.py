@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Where the token of the admin listener is: servers make it, commands read it.
     "admin_token": {"errors", "settings"},
     # Clients of upstreams, remade on a reload: a part of wiring with a life of its own.
-    "fitting": {"errors", "events", "ports", "settings", "engine", "upstream"},
+    "fitting": {"errors", "events", "ports", "rules", "settings", "engine", "upstream"},
     # Settings as values, and what the running parts say of themselves: both know many parts and start none.
     "planning": {"errors", "ports", "rules", "settings", "engine", "fitting", "image_lists"},
     "reports": {"ports", "settings", "engine", "fitting", "telemetry", "web"},

@@ -29,6 +29,7 @@ from proxy.events import Event, Noticed
 from proxy.oci.digest import Digest
 from proxy.oci.names import Tag
 from proxy.ports import Upstream
+from proxy.rules.bandwidth import UNLIMITED, Bandwidth
 from proxy.rules.breaker import FIRST_S, TRIPS_AFTER
 from proxy.rules.budget import LOOK_EVERY_S
 from proxy.rules.freshness import TagPolicy
@@ -362,7 +363,7 @@ async def test_bodies_share_the_rate_and_a_new_rate_holds_at_once() -> None:
     """Two that read all the time have half of it each; what runs follows the setting."""
     inner, clock = FakeUpstream(piece_bytes=1000), ManualClock()
     digests = [inner.put_blob(bytes([n]) * 20_000) for n in (1, 2)]
-    share = Share(clock, 1000.0)
+    share = Share(clock, Bandwidth.always(1000.0))
     limited = LimitedUpstream(inner, share)
     taken = [0, 0]
 
@@ -378,13 +379,13 @@ async def test_bodies_share_the_rate_and_a_new_rate_holds_at_once() -> None:
         await clock.advance(0.5)
     assert 9_000 <= sum(taken) <= 13_000
     assert abs(taken[0] - taken[1]) <= 1000
-    share.rate = 4000.0
+    share.follow(Bandwidth.always(4000.0))
     before = sum(taken)
     for _ in range(40):
         await turns()
         await clock.advance(0.1)
     assert sum(taken) - before >= 10_000
-    share.rate = None
+    share.follow(UNLIMITED)
     while not all(reader.done() for reader in readers):
         await turns()
         await clock.advance(1.0)

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from proxy.engine.limits import Limit, ProjectLimits, Turns
+from proxy.rules.bandwidth import Bandwidth
 from proxy.rules.routes import ProjectRoute
 from tests.support.clock import ManualClock
 from tests.support.engine import FakeUpstream, engine, route
@@ -65,14 +66,14 @@ async def test_who_gives_up_waiting_takes_no_place() -> None:
 
 async def test_limits_change_while_transfers_run() -> None:
     """A reload holds at once: more room lets in who waits, less keeps the next one out."""
-    limits = ProjectLimits(ManualClock(), {"team": Limit(1, 100.0)})
+    limits = ProjectLimits(ManualClock(), {"team": Limit(1, Bandwidth.always(100.0))})
     turns, share = limits.turn("team"), limits.share("team")
     gate = asyncio.Event()
     order: list[int] = []
     tasks = [asyncio.get_running_loop().create_task(entered(turns, gate, order, n)) for n in range(4)]
     await settle()
     assert order == [0]
-    limits.allow({"team": Limit(3, 200.0)})
+    limits.allow({"team": Limit(3, Bandwidth.always(200.0))})
     await settle()
     assert order == [0, 1, 2] and share.rate == 200.0
     limits.allow({})

@@ -318,6 +318,24 @@ def _upstream(extra: str, host: str = "docker.io") -> str:
             id="no client cert",
         ),
         pytest.param(
+            _upstream('bandwidth = ["5MiB/s", { rate = "1MiB/s", between = "22:00-06:00" }]'),
+            'upstreams."docker.io".bandwidth (entry 2)',
+            "never reached",
+            id="a rate after one that always holds",
+        ),
+        pytest.param(
+            _upstream('bandwidth = [{ zone = "UTC" }]'),
+            'upstreams."docker.io".bandwidth (entry 1)',
+            "neither how fast nor when",
+            id="a rate that says nothing",
+        ),
+        pytest.param(
+            '[projects.team]\nbandwidth = ["5MiB/s", "1MiB/s"]\n',
+            "projects.team.bandwidth (entry 2)",
+            "never reached",
+            id="a project's second rate",
+        ),
+        pytest.param(
             _upstream("") + _upstream("", "Docker.io"), 'upstreams."docker.io"', "written twice", id="capitals"
         ),
         pytest.param(

@@ -86,6 +86,30 @@ def test_a_rate_is_bytes_per_second(text: str, rate: int) -> None:
     assert values.rate_of(text) == rate
 
 
+@pytest.mark.parametrize(
+    ("text", "start", "end"), [("08:00-18:00", 480, 1080), ("22:00 - 06:00", 1320, 360), ("00:00-24:00", 0, 1440)]
+)
+def test_hours_are_minutes_of_a_day(text: str, start: int, end: int) -> None:
+    """Over midnight, too."""
+    assert values.span_of(text) == values.Span(start, end)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["8-18", "08:00", "24:00-06:00", "08:60-18:00", "08:00-24:01", "08:00-08:00", 8, None]
+)
+def test_what_are_no_hours_is_refused(wrong: Any) -> None:
+    """With a sentence that shows how it is written."""
+    with pytest.raises(ValueError, match=r"day|no time at all"):
+        values.span_of(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["Europe/Nowhere", "../../etc/passwd", "", "UTC+1h", 1, None])
+def test_what_is_no_time_zone_is_refused(wrong: Any) -> None:
+    """A rate that held at another hour than somebody meant would be found out late."""
+    with pytest.raises(ValueError, match="time zone"):
+        values.zone_of(wrong)
+
+
 @pytest.mark.parametrize("wrong", ["10KiB", 10, "/s", "10KiB/m", "10KiB/s/s", None])
 def test_what_is_no_rate_is_refused(wrong: Any) -> None:
     """Without /s it is a size, not a rate."""
