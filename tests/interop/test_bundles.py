@@ -394,10 +394,16 @@ def assert_same_image(sealed: Breakwater, path: Path, scratch: Path, wanted: Ima
 # -- interrupted -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_kills", [3, pytest.param(100, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
-def test_a_killed_import_goes_on_and_ends_right(scratch: Path, n_kills: int) -> None:
+@pytest.mark.parametrize(
+    ("n_kills", "n_mib"),
+    [
+        pytest.param(3, 32, id="3 kills, 32 MiB"),
+        pytest.param(100, 64, id="100 kills, 64 MiB", marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
+    ],
+)
+def test_a_killed_import_goes_on_and_ends_right(scratch: Path, n_kills: int, n_mib: int) -> None:
     """kill -9 at moments spread over the import: nothing half is seen, and the next try is complete and right."""
-    wanted = multi_arch(next(_SEED), tuple(2 << 20 for _ in range(8)))
+    wanted = multi_arch(next(_SEED), tuple((n_mib << 20) // 16 for _ in range(8)))
     archive, name = scratch / f"killed-{next(_SEED)}.tar", f"{TEST_HOST}/team/killed"
     layout_archive(archive, wanted, f"{name}:1")
     near = sealed_at(scratch / f"near-{next(_SEED)}")
@@ -412,7 +418,7 @@ def test_a_killed_import_goes_on_and_ends_right(scratch: Path, n_kills: int) -> 
         child = subprocess.Popen(
             [*command, str(far.settings_path), str(bundle)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        n_blobs = chance.randrange(1, 21)
+        n_blobs = chance.randrange(21)
         while child.poll() is None and len(stored_blobs(far)) < n_blobs:
             pass
         time.sleep(chance.random() * 0.01)
@@ -449,12 +455,19 @@ def test_export_says_what_is_missing_and_writes_nothing(carried: Carried, scratc
     assert not list(scratch.glob(f"{path.name}*"))
 
 
-@pytest.mark.parametrize("n_mib", [192, pytest.param(10_240, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
-def test_an_import_has_little_in_memory(scratch: Path, n_mib: int) -> None:
+@pytest.mark.parametrize(
+    ("n_mib", "is_ours"),
+    [
+        pytest.param(192, True, id="192 MiB"),
+        pytest.param(10_240, True, id="10 GiB", marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
+        pytest.param(10_240, False, id="10 GiB of another tool", marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
+    ],
+)
+def test_an_import_has_little_in_memory(scratch: Path, n_mib: int, is_ours: bool) -> None:
     """Bounded memory whatever the bundle's size, and its rate beside that of ctr."""
     folder, path = scratch / f"large-{next(_SEED)}", scratch / f"large-{next(_SEED)}.tar"
-    large_layout(folder, n_mib)
-    run([program("tar"), "-C", str(folder), "-cf", str(path), "oci-layout", "index.json", "blobs"], timeout_s=3600)
+    members = large_layout(folder, n_mib, is_ours=is_ours)
+    run([program("tar"), "-C", str(folder), "-cf", str(path), *members], timeout_s=3600)
     shutil.rmtree(folder)
     far = sealed_at(scratch / f"far-{next(_SEED)}")
     far.settings_path.write_text(far.settings_path.read_text().replace('"8GiB"', f'"{n_mib + 64}MiB"'))
@@ -479,8 +492,11 @@ def test_an_import_has_little_in_memory(scratch: Path, n_mib: int) -> None:
     path.unlink()
 
 
-def large_layout(folder: Path, n_mib: int) -> None:
-    """One image of so many MiB in layers of 64 MiB: random bytes, each layer with another beginning."""
+def large_layout(folder: Path, n_mib: int, *, is_ours: bool) -> list[str]:
+    """One image of so many MiB in layers of 64 MiB: random bytes, each layer with another beginning.
+
+    Returns the members in their order: as our export has them, or with nothing but the layers first.
+    """
     noise, layers = os.urandom(64 << 20), []
     for n in range(max(1, n_mib // 64)):
         body = n.to_bytes(8, "big") + noise[8:]
@@ -495,6 +511,14 @@ def large_layout(folder: Path, n_mib: int) -> None:
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config.descriptor, "layers": layers}
     wanted = Image(json.dumps(document).encode(), OCI_MANIFEST, (config,))
     write_layout(folder, wanted, f"{TEST_HOST}/team/large:1")
+    blobs = [{"digest": wanted.digest, "size": len(wanted.body)}, config.descriptor, *layers]
+    names = [f"blobs/{each['digest'].replace(':', '/')}" for each in blobs]
+    if not is_ours:
+        return [*reversed(names), "index.json", "oci-layout"]
+    contents = {"breakwater": 1, "created_at": 0, "images": 1, "documents": {}, "elsewhere": {}, "left_out": []}
+    contents["members"] = {each["digest"]: each["size"] for each in blobs}
+    (folder / "breakwater.json").write_text(json.dumps(contents))
+    return ["breakwater.json", "oci-layout", "index.json", *names]
 
 
 def test_what_a_sealed_upstream_has_stays(carried: Carried, origin: Origin, scratch: Path) -> None:
