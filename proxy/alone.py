@@ -11,6 +11,7 @@ import uvloop
 
 from proxy.clock import SystemClock
 from proxy.engine.freight import Freight
+from proxy.engine.pins import Pins
 from proxy.engine.scrub import Scrub
 from proxy.settings import Settings
 from proxy.telemetry.log import EventLog, LineWriter
@@ -46,6 +47,11 @@ def look(settings: Settings, work: Callable[[operations.Seen], Awaitable[T]]) ->
         return await work(appliance.seen())
 
     return _run(settings, counted)
+
+
+def keep(settings: Settings, work: Callable[[Pins], Awaitable[T]]) -> T:
+    """Like `carry`, for what is pinned. Raises alike."""
+    return _run(settings, lambda appliance: work(appliance.kept.pins))
 
 
 def _run(settings: Settings, work: Callable[[Appliance], Awaitable[T]]) -> T:

@@ -126,7 +126,7 @@ def standing_order(settings: Settings) -> Order:
     asked = merged(lists)
     if asked.problems:
         raise BadRequest("; ".join(asked.problems[:5]))
-    return Order(asked.references, Scope(Platforms.parse(settings.prefetch.platforms)), pin=True)
+    return Order(asked.references, Scope(Platforms.parse(settings.prefetch.platforms)), pin=True, is_list=True)
 
 
 def server_tls(settings: Settings) -> ssl.SSLContext | None:

@@ -1,19 +1,23 @@
-"""`breakwater verify`: hash again what is stored.
+"""What the store keeps: `verify` hashes it again, `pins` says what is never evicted, `unpin` lets go of it.
 
-It speaks to the running server over its admin listener; where none runs it takes the store's lock and does it here.
+Each speaks to the running server over its admin listener; where none runs it takes the store's lock and does it here.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import click
 
 from proxy.cli import FAILED, _config, _load
 from proxy.cli.carry import _plain
+
+if TYPE_CHECKING:
+    from proxy.engine.pins import Pins
+    from proxy.settings import Settings
 
 _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
@@ -61,4 +65,84 @@ def verify(config: str | None, as_json: bool, repair: bool) -> None:
         raise SystemExit(FAILED)
 
 
-commands: tuple[click.Command, ...] = (verify,)
+# -- pins --------------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@_config
+@_json
+def pins(config: str | None, as_json: bool) -> None:
+    """List what is never evicted.
+
+    References that were pinned by prefetch --pin, import --pin or the list of [prefetch], with what they keep.
+    """
+    from proxy.cli import asking, talking
+    from proxy.cli.status_text import size
+
+    settings = _load(config).settings
+    if talking.serves(settings):
+        answer = asking.ask(settings.server.admin_listen, "/api/v1/pins")
+    else:
+        from proxy import alone
+
+        answer = alone.keep(settings, _listed)
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    for pin in answer["pins"]:
+        why = ", listed" if pin["listed"] else ""
+        project = f", project {pin['project']}" if pin["project"] else ""
+        click.echo(_plain(f"{pin['reference']}  {size(pin['bytes'])}{project}{why}"))
+    click.echo(f"{len(answer['pins'])} pinned, {size(answer['kept_bytes'])} together")
+
+
+async def _listed(pinned: Pins) -> Mapping[str, Any]:
+    from proxy.web import pinning
+
+    return pinning.listed(pinned).model_dump()
+
+
+@click.command()
+@_config
+@click.argument("references", nargs=-1, required=True, metavar="REF...")
+@click.option("--project", metavar="NAME", default="", help="Only the pin of this project.")
+@_json
+def unpin(config: str | None, references: tuple[str, ...], project: str, as_json: bool) -> None:
+    """Let REF be evicted again when room is wanted; nothing is deleted now.
+
+    What the list of [prefetch] names is pinned again at its next run.
+    """
+    from proxy.cli import talking
+    from proxy.cli.status_text import size
+
+    settings = _load(config).settings
+    gone: list[Mapping[str, Any]] = []
+    kept_bytes = 0
+    for reference in references:
+        asked = {"reference": reference, "project": project}
+        if talking.serves(settings):
+            answer = talking.fetched(settings, "/api/v1/unpin", json.dumps(asked).encode(), lambda _: None)
+        else:
+            answer = _unpin_here(settings, asked)
+        assert answer is not None
+        gone += answer["unpinned"]
+        kept_bytes = answer["kept_bytes"]
+    if as_json:
+        click.echo(json.dumps({"unpinned": gone, "kept_bytes": kept_bytes}, indent=2))
+        return
+    for pin in gone:
+        click.echo(_plain(f"unpinned  {pin['reference']}  {size(pin['bytes'])}"))
+    click.echo(f"{size(kept_bytes)} still pinned")
+
+
+def _unpin_here(settings: Settings, asked: dict[str, str]) -> dict[str, Any]:
+    from proxy import alone
+    from proxy.web import pinning
+
+    async def work(pinned: Pins) -> dict[str, Any]:
+        return (await pinning.let_go(pinned, pinning.ToUnpin(**asked))).model_dump()
+
+    return alone.keep(settings, work)
+
+
+commands: tuple[click.Command, ...] = (verify, pins, unpin)

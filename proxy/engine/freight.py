@@ -33,6 +33,8 @@ class Order:
     scope: Scope
     project: str | None = None
     pin: bool = False
+    #: The list of `[prefetch]`, and so all that is to be here at all times. Never asked for by a command.
+    is_list: bool = False
 
     @classmethod
     def parse(cls, value: Any) -> Order:
@@ -98,7 +100,7 @@ class Freight:
             tell({"event": "step", **asdict(taken)})
 
         filled = await self._prefetch.run(
-            order.references, order.scope, project=order.project, pin=order.pin, tell=step
+            order.references, order.scope, project=order.project, pin=order.pin, is_list=order.is_list, tell=step
         )
         return report_of([asdict(one) for one in filled])
 

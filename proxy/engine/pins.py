@@ -8,7 +8,8 @@ pin is promised first, so that two of them cannot both begin where only one woul
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from proxy.engine.tasks import TaskOwner
 from proxy.errors import BreakwaterError, Corrupt, OutOfSpace
@@ -18,6 +19,29 @@ from proxy.rules.ledger import Ledger, on_disk
 
 #: The note's name, and the version of what it says.
 NOTE, VERSION = "pins", 1
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """One reference that stays: the project it was made in ("" for none named), and its digests with sizes in bytes.
+
+    `is_listed`: made for the list of `[prefetch]`, and for nobody else; it ends when the list names it no more.
+    """
+
+    reference: str
+    project: str
+    sizes: Mapping[Digest, int]
+    is_listed: bool = False
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What there is one of."""
+        return self.project, self.reference
+
+    @property
+    def n_bytes(self) -> int:
+        """What it keeps, in bytes on disk, however many others keep some of it, too."""
+        return sum(map(on_disk, self.sizes.values()))
 
 
 class Promise:
@@ -43,7 +67,7 @@ class Pins:
         self._ledger = ledger
         self._owner = owner
         self.keeps_all = keeps_all
-        self._pins: dict[tuple[str, str], dict[Digest, int]] = {}
+        self._pins: dict[tuple[str, str], Pin] = {}
         #: digest -> by how many pins it is kept
         self._kept: dict[Digest, int] = {}
         self._sizes: dict[Digest, int] = {}
@@ -61,9 +85,9 @@ class Pins:
         """What the pins keep, in bytes on disk, each digest once."""
         return sum(map(on_disk, self._sizes.values()))
 
-    def references(self) -> list[tuple[str, str]]:
-        """Every pin: the project it was made in ("" for none named), and the reference."""
-        return sorted(self._pins)
+    def all(self) -> list[Pin]:
+        """Every pin, in order of project and reference."""
+        return [pin for _, pin in sorted(self._pins.items())]
 
     async def load(self) -> None:
         """Read the note. Raises Corrupt for one that makes no sense (pins are not lost in silence), or Unavailable."""
@@ -74,10 +98,10 @@ class Pins:
             document = json.loads(body)
             if document["version"] != VERSION:
                 raise ValueError(f"version {document['version']}")
-            for pin in document["pins"]:
-                sizes = {Digest.parse(text): int(size) for text, size in pin["digests"].items()}
-                self._pins[str(pin["project"]), str(pin["reference"])] = sizes
-                self._count(sizes)
+            for value in document["pins"]:
+                sizes = {Digest.parse(text): int(size) for text, size in value["digests"].items()}
+                is_listed = value.get("listed") is True
+                self._replace(Pin(str(value["reference"]), str(value["project"]), sizes, is_listed))
         except (ValueError, KeyError, TypeError, AttributeError, BreakwaterError) as error:
             raise Corrupt(f"the store's note of pins makes no sense ({error})") from error
 
@@ -95,36 +119,30 @@ class Pins:
         self.check(sizes)
         return Promise(self, sizes)
 
-    async def add(self, reference: str, project: str, sizes: Mapping[Digest, int]) -> None:
+    async def add(self, reference: str, project: str, sizes: Mapping[Digest, int], *, is_listed: bool = False) -> None:
         """Keep these digests (sizes in bytes) for `reference`; a pin of the same name is replaced. Durable.
 
-        Raises OutOfSpace when all pins together exceed the capacity, Unavailable when it cannot be written down.
+        What somebody has pinned by hand stays theirs when the list names it, too. Raises OutOfSpace when all pins
+        together exceed the capacity, Unavailable when it cannot be written down.
         """
         self.check(sizes)
-        key = (project, reference)
-        before = self._pins.get(key)
-        if before == dict(sizes):
-            return
-        self._replace(key, dict(sizes))
-        try:
-            await self._write()
-        except BreakwaterError:
-            self._replace(key, before)
-            raise
+        before = self._pins.get((project, reference))
+        pin = Pin(reference, project, dict(sizes), is_listed and (before is None or before.is_listed))
+        if pin != before:
+            await self._change([pin], [before] if before else [])
 
-    async def remove(self, reference: str, project: str) -> bool:
-        """Let go of a pin; whether there was one. Raises OutOfSpace or Unavailable, and then it stays."""
-        key = (project, reference)
-        before = self._pins.get(key)
-        if before is None:
-            return False
-        self._replace(key, None)
-        try:
-            await self._write()
-        except BreakwaterError:
-            self._replace(key, before)
-            raise
-        return True
+    async def remove(self, reference: str, project: str = "") -> list[Pin]:
+        """Let go of a reference, in one project or ("") in all: what went. Raises OutOfSpace or Unavailable, and then
+        all of it stays."""
+        gone = [pin for pin in self._pins.values() if pin.reference == reference and project in ("", pin.project)]
+        await self._change([], gone)
+        return gone
+
+    async def keep_listed(self, references: Container[str]) -> list[Pin]:
+        """The list names these now: let go of what was pinned for it alone and is not among them. Raises alike."""
+        gone = [pin for pin in self._pins.values() if pin.is_listed and pin.reference not in references]
+        await self._change([], gone)
+        return gone
 
     def is_irreplaceable(self, digest: Digest) -> bool:
         """Whether it could not be had again if it went: it belongs to what is sealed."""
@@ -144,20 +162,44 @@ class Pins:
                     self._sealed.add(link.descriptor.digest)
                     self._sealed.update(named.digest for named in link.names)
 
+    async def _change(self, made: Sequence[Pin], gone: Sequence[Pin]) -> None:
+        if not made and not gone:
+            return
+        for pin in gone:
+            self._forget(pin)
+        for pin in made:
+            self._replace(pin)
+        try:
+            await self._write()
+        except BreakwaterError:
+            for pin in made:
+                self._forget(pin)
+            for pin in gone:
+                self._replace(pin)
+            raise
+
     async def _write(self) -> None:
         pins = [
-            {"project": project, "reference": reference, "digests": {str(d): size for d, size in sizes.items()}}
-            for (project, reference), sizes in sorted(self._pins.items())
+            {
+                "project": pin.project,
+                "reference": pin.reference,
+                "digests": {str(digest): size for digest, size in pin.sizes.items()},
+                **({"listed": True} if pin.is_listed else {}),
+            }
+            for pin in self.all()
         ]
         body = json.dumps({"version": VERSION, "pins": pins}, separators=(",", ":")).encode()
         await self._owner.uninterrupted(self._notes.put(NOTE, body), "write the pins")
 
-    def _replace(self, key: tuple[str, str], sizes: dict[Digest, int] | None) -> None:
-        before = self._pins.pop(key, {})
-        if sizes is not None:
-            self._pins[key] = sizes
-            self._count(sizes)
-        self._uncount(before)
+    def _replace(self, pin: Pin) -> None:
+        if (before := self._pins.get(pin.key)) is not None:
+            self._forget(before)
+        self._pins[pin.key] = pin
+        self._count(pin.sizes)
+
+    def _forget(self, pin: Pin) -> None:
+        if self._pins.get(pin.key) is pin:
+            self._uncount(self._pins.pop(pin.key).sizes)
 
     def _count(self, sizes: Mapping[Digest, int]) -> None:
         for digest, size in sizes.items():

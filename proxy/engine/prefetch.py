@@ -83,11 +83,13 @@ class Prefetch:
         *,
         project: str | None = None,
         pin: bool = False,
+        is_list: bool = False,
         tell: Callable[[Step], None] = lambda _: None,
     ) -> list[Filled]:
         """Fetch all of these, in the list's order of beginning. Never raises for what one reference lacks.
 
-        With `pin` what is whole is kept from eviction from here on.
+        With `pin` what is whole is kept from eviction from here on. With `is_list` these are all that is to be here at
+        all times: pins of an earlier list that are not among them end; raises Unavailable when that cannot be written.
         """
         await self._capacity.counted()
         filled: dict[Reference, Filled] = {}
@@ -95,12 +97,14 @@ class Prefetch:
 
         async def work() -> None:
             for reference in waiting:
-                one = _One(self, reference, scope, project, tell)
+                one = _One(self, reference, scope, project, tell, is_list=is_list)
                 filled[reference] = await one.run(pin)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(min(N_IMAGES, len(references))):
                 group.create_task(work())
+        if is_list:
+            await self._pins.keep_listed(frozenset(map(str, references)))
         return [filled[reference] for reference in dict.fromkeys(references)]
 
     # -- for one reference ------------------------------------------------------------------------------------------
@@ -176,7 +180,7 @@ class Prefetch:
             raise
         return promise
 
-    async def pin(self, reference: Reference, named: str | None, closure: Closure) -> None:
+    async def pin(self, reference: Reference, named: str | None, closure: Closure, *, is_list: bool) -> None:
         """Keep all of it, at the project's expense: what nobody pays for would be kept beyond a quota.
 
         Raises OutOfSpace or Denied where the project does not pay for all of it, Unavailable when the disk fails.
@@ -187,7 +191,7 @@ class Prefetch:
             self._charges.use(project, digest)
             if digest not in account:
                 raise OverQuota(f"the quota of project {project!r} has no room for {digest}, so it is not pinned")
-        await self._pins.add(str(reference), named or "", sizes)
+        await self._pins.add(str(reference), named or "", sizes, is_listed=is_list)
 
     def _project_of(self, reference: Reference, named: str | None) -> str:
         path = RepositoryPath(named, reference.repository.value)
@@ -204,8 +208,11 @@ class _One:
         scope: Scope,
         project: str | None,
         tell: Callable[[Step], None],
+        *,
+        is_list: bool,
     ) -> None:
         self._prefetch = all_of_them
+        self._is_list = is_list
         self._reference = reference
         self._scope = scope
         self._project = project
@@ -261,7 +268,7 @@ class _One:
         try:
             fetched_bytes = await self._blobs(closure, missing)
             if not missing:
-                await self._prefetch.pin(self._reference, self._project, closure)
+                await self._prefetch.pin(self._reference, self._project, closure, is_list=self._is_list)
             return fetched_bytes
         except BreakwaterError as error:
             missing["pin"] = str(error)

@@ -38,7 +38,7 @@ from proxy.store.disk import DiskStore
 from proxy.store.lock import PATIENCE_S
 from proxy.telemetry.log import EventLog
 from proxy.web import freight as freight_routes
-from proxy.web import operations, scrubbing, sites
+from proxy.web import operations, pinning, scrubbing, sites
 from proxy.web import projects as project_routes
 from proxy.web.admin import Admin, Probes
 from proxy.web.dashboard import Dashboard
@@ -235,7 +235,7 @@ class Appliance:
         return Admin(
             probes=probes,
             guard=Guard(token, names, place),
-            operations=[*operations.operations(seen)],
+            operations=[*operations.operations(seen), *pinning.operations(self.kept.pins, self.around.observe)],
             also=[
                 *freight_routes.routes(self.freight),
                 *scrubbing.routes(self.scrub),

@@ -285,7 +285,7 @@ async def test_a_pinned_import_keeps_what_it_brought() -> None:
     wanted = image(next(_SEED), (40 * KIB,))
     async with far() as (_, parts, _):
         await taken(parts, await carried((TEAM, wanted)), Terms(pin=True))
-        assert parts.pins.references() == [("", str(TEAM))]
+        assert [(pin.project, pin.reference) for pin in parts.pins.all()] == [("", str(TEAM))]
         assert all(Digest.parse(blob.digest) in parts.pins for blob in wanted.blobs)
 
 
