@@ -165,8 +165,9 @@ async def test_retry_after_is_waited_for() -> None:
         fill.put(APP, image(next(_SEED), (10 * KIB,)))
         fill.upstream.failure = Throttled("too many requests", upstream=HOST, retry_after_s=30)
         running = asyncio.ensure_future(fill.run(APP, pin=False))  # the test is its owner
-        before = fill.there.clock.sleepers
-        while fill.there.clock.sleepers == before:
+        while not fill.upstream.asked:
+            await asyncio.sleep(0)
+        for _ in range(20):  # until it waits, and everything else of the engine does, too
             await asyncio.sleep(0)
         n_asked = len(fill.upstream.asked)
         await fill.there.clock.advance(29)
