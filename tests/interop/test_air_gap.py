@@ -101,13 +101,11 @@ def test_a_cluster_is_born_from_a_bundle_and_upgraded_by_a_second_one(
         trace = scratch / "trace"
         node.command = [*traced(trace), program_there, "serve", "--config", str(node.settings_path)]
         stack.enter_context(node)
-        clients: list[Containerd | Podman] = [
-            stack.enter_context(Containerd(scratch / "containerd", node.address, host=HOST)),
-            stack.enter_context(Podman(scratch / "podman", node.address, host=HOST)),
-        ]
+        containerd = stack.enter_context(Containerd(scratch / "containerd", node.address, host=HOST))
+        podman = stack.enter_context(Podman(scratch / "podman", node.address, host=HOST))
         skopeo = stack.enter_context(Skopeo(scratch / "skopeo", node.address))
         skopeo.host = HOST
-        _pull_everything(first, clients, skopeo)
+        _pull_everything(first, [containerd, podman, skopeo])
 
         # The upgrade, into the running server, by the same key.
         report = run(
@@ -124,7 +122,7 @@ def test_a_cluster_is_born_from_a_bundle_and_upgraded_by_a_second_one(
         )
         assert json.loads(report)["n_missing"] == 0
         for name, wanted in second.items():
-            assert clients[0].pull(*name.split(":")) == wanted.digest
+            assert containerd.pull(*name.split(":")) == wanted.digest
 
         for path in ("kube-apiserver/manifests/v9", "nothing/manifests/latest", "pause/tags/list", "nothing/tags/list"):
             run([program("curl"), "-s", f"{node.url}/v2/{HOST}/{path}"])
@@ -148,30 +146,29 @@ def _done(done: object) -> None:
     assert getattr(done, "code") == 0, done  # noqa: B009
 
 
-def _pull_everything(release: dict[str, Image], clients: list[Containerd | Podman], skopeo: Skopeo) -> None:
+def _pull_everything(release: dict[str, Image], clients: list[Containerd | Podman | Skopeo]) -> None:
+    """By tag; then, with everything forgotten, by digest, as kubelets do."""
     for name, wanted in release.items():
-        repository, _, tag = name.partition(":")
         for client in clients:
-            assert client.pull(repository, tag) == wanted.digest, f"{client.name} {name}"
-        assert skopeo.pull(repository, tag) == wanted.digest
-    by_digest = next(iter(release))
-    repository, digest = by_digest.partition(":")[0], release[by_digest].digest
-    containerd, podman = clients
-    assert isinstance(containerd, Containerd)
-    assert isinstance(podman, Podman)
-    how = ["--hosts-dir", str(containerd._hosts), "--snapshotter", "overlayfs", "--platform", "linux/amd64"]
-    run(containerd._ctr("images", "pull", *how, f"{HOST}/{repository}@{digest}"))
-    podman._podman("pull", "--signature-policy", f"{podman._scratch}/policy.json", f"{HOST}/{repository}@{digest}")
-    inspect = [program("skopeo"), "--policy", str(skopeo._policy), "inspect", "--raw", "--tls-verify=false"]
-    raw = run([*inspect, f"docker://{skopeo._mirror}/{HOST}/{repository}@{digest}"])
-    assert raw.encode() == release[by_digest].body
+            assert client.pull(*name.split(":")) == wanted.digest, f"{client.name} {name}"
+    for client in clients:
+        client.reset()
+    for name, wanted in release.items():
+        for client in clients:
+            assert client.pull_digest(name.partition(":")[0], wanted.digest) == wanted.digest, f"{client.name} {name}"
 
 
 def test_the_watch_sees_what_goes_out(sides: tuple[Namespace, Namespace], scratch: Path) -> None:
-    """A check that never fails proves nothing: one connection outward is seen both by the trace and on the wire."""
+    """A check that never fails proves nothing: one connection outward is seen both by the trace and on the wire, and a
+    question for a name by the trace, wherever the machine's resolver is."""
     _, far = sides
     trace = scratch / f"trace-{next(_SEED)}"
     with far.inside():
+        question = "import socket\ntry: socket.getaddrinfo('registry.k8s.io', 443)\nexcept OSError: pass"
+        environment = {"RES_OPTIONS": "timeout:1 attempts:1"}
+        run([*traced(trace), sys.executable, "-c", question], environment)
+        eventually(lambda: any("htons(53)" in line for line in attempts(trace)), "the trace has the question")
+        trace.unlink()
         outward = "import socket; s = socket.socket(); s.setblocking(False); s.connect_ex(('198.51.100.1', 443))"
         run([*traced(trace), sys.executable, "-c", outward])
         eventually(lambda: attempts(trace), "the trace has the attempt")

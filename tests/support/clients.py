@@ -68,9 +68,16 @@ class Skopeo:
 
     def pull(self, repository: str, tag: str) -> str:
         """Copies every platform, as `skopeo sync` does, into a folder of files named by their digests."""
-        target = self._scratch / "pulled" / repository / tag
+        return self._copy(repository, f":{tag}")
+
+    def pull_digest(self, repository: str, digest: str) -> str:
+        """The same of `<host>/<repository>@<digest>`."""
+        return self._copy(repository, f"@{digest}")
+
+    def _copy(self, repository: str, which: str) -> str:
+        target = self._scratch / "pulled" / repository / which[1:].replace(":", "-")
         target.mkdir(parents=True)
-        source = f"docker://{self._mirror}/{self.host}/{repository}:{tag}"
+        source = f"docker://{self._mirror}/{self.host}/{repository}{which}"
         skopeo = [program("skopeo"), "--policy", str(self._policy), "--tmpdir", str(self._scratch)]
         auth = ["--src-authfile", f"{self._scratch}/auth.json"] if (self._scratch / "auth.json").exists() else []
         run([*skopeo, "copy", "--all", "--src-tls-verify=false", *auth, source, f"dir:{target}"], NO_WAY_OUT)
@@ -126,7 +133,13 @@ class Containerd:
 
     def pull(self, repository: str, tag: str) -> str:
         """Pulls and unpacks for this machine's platform."""
-        reference = f"{self.host}/{repository}:{tag}"
+        return self._pull(f"{self.host}/{repository}:{tag}")
+
+    def pull_digest(self, repository: str, digest: str) -> str:
+        """The same of `<host>/<repository>@<digest>`."""
+        return self._pull(f"{self.host}/{repository}@{digest}")
+
+    def _pull(self, reference: str) -> str:
         how = ["--user", self.user] if self.user else []
         how += ["--hosts-dir", str(self._hosts), "--snapshotter", "overlayfs", "--platform", "linux/amd64"]
         run(self._ctr("images", "pull", *how, reference), NO_WAY_OUT)
@@ -249,7 +262,13 @@ class Podman:
         clear_away(self._scratch)
 
     def pull(self, repository: str, tag: str) -> str:
-        reference = f"{self.host}/{repository}:{tag}"
+        return self._pull(f"{self.host}/{repository}:{tag}")
+
+    def pull_digest(self, repository: str, digest: str) -> str:
+        """Pull `<host>/<repository>@<digest>`; returns the digest under which it is kept."""
+        return self._pull(f"{self.host}/{repository}@{digest}")
+
+    def _pull(self, reference: str) -> str:
         self._podman("pull", "--quiet", "--signature-policy", f"{self._scratch}/policy.json", reference)
         return self._podman("image", "inspect", "--format", "{{.Digest}}", reference).strip()
 

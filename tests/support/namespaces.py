@@ -16,7 +16,7 @@ from typing import Self
 from tests.support.process import program, run
 
 _CLONE_NEWNET = 0x40000000
-_OUT = re.compile(r"(connect|sendto|sendmsg)\(.*AF_INET")
+_OUT = re.compile(r"(connect|sendto|sendmsg|sendmmsg)\(.*AF_INET")
 
 
 class Namespace:
