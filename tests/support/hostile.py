@@ -13,7 +13,11 @@ import json
 import lzma
 import random
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import zstandard
 
 Members = list[tuple[tarfile.TarInfo, bytes]]
 
@@ -121,8 +125,9 @@ def _names() -> Iterator[tuple[str, bytes]]:
     ]
     for name in names:
         info, body = file(name, b"harm")
-        yield f"a name: {name[:60]!r}", written([*good(), (info, body)])
-        yield f"a name, in GNU's format: {name[:60]!r}", written([(info, body), *good()], tarfile.GNU_FORMAT)
+        shown = repr(name) if len(name) < 100 else f"{name[:20]!r} and {len(name)} signs in all"
+        yield f"a name: {shown}", written([*good(), (info, body)])
+        yield f"a name, in GNU's format: {shown}", written([(info, body), *good()], tarfile.GNU_FORMAT)
     for name in names[:12]:
         info, _ = file(name, b"")
         info.type = tarfile.DIRTYPE
@@ -215,19 +220,48 @@ def _sizes() -> Iterator[tuple[str, bytes]]:
         info = tarfile.TarInfo("././@LongLink")
         info.type, info.size = kind, 1 << 40
         yield f"{what} that says a terabyte", info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+    for what, records in {
+        "a path outside": {"path": "../outside"},
+        "an absolute path": {"path": "/etc/passwd"},
+        "a path that is another member's": {"path": "index.json"},
+        "a path with a zero byte": {"path": "index.json\0/../../outside"},
+        "another character set": {"path": "x", "hdrcharset": "BINARY"},
+        "less than its size": {"size": "0"},
+        "more than its size": {"size": "4096"},
+        "two paths": {"path": "index.json", "path ": "../outside"},
+    }.items():
+        plain, rest = good()[2], [*good()[:2], *good()[3:]]
+        header = b"".join(_pax(key, value) for key, value in records.items())
+        body = plain[0].tobuf(tarfile.GNU_FORMAT) + plain[1] + bytes(-len(plain[1]) % 512)
+        yield f"a pax header with {what}", _extension(tarfile.XHDTYPE, header) + body + written(rest)
+    twice = _extension(tarfile.XHDTYPE, _pax("path", "../outside")) + _extension(
+        tarfile.GNUTYPE_LONGNAME, b"oci-layout"
+    )
+    yield "a pax path and a long name of one member", twice + _raw([(file("oci-layout", b"")[0], b""), *good()])
     yield "a global pax header", _extended(tarfile.XGLTYPE, b"18 path=index.json")
     yield "pax records without lengths", _extended(tarfile.XHDTYPE, b"path=../outside\n")
     yield "a pax record longer than its header", _extended(tarfile.XHDTYPE, b"9999 path=x\n")
     yield "a pax record of no length", _extended(tarfile.XHDTYPE, b"0 path=x\n")
     yield "a long name that is not UTF-8", _extended(tarfile.GNUTYPE_LONGNAME, b"\xff\xfe\0")
-    out = gzip.compress(b"".join(file(f"blobs/sha256/{n:064x}", b"")[0].tobuf() for n in range(100_100)), 1)
-    yield "more members than anybody has", out
 
 
 def _extended(kind: bytes, body: bytes) -> bytes:
+    return _extension(kind, body) + written(good())
+
+
+def _extension(kind: bytes, body: bytes) -> bytes:
     info = tarfile.TarInfo("././@PaxHeader")
     info.type, info.size = kind, len(body)
-    return info.tobuf(tarfile.GNU_FORMAT) + body + bytes(-len(body) % 512) + written(good())
+    return info.tobuf(tarfile.GNU_FORMAT) + body + bytes(-len(body) % 512)
+
+
+def _pax(key: str, value: str) -> bytes:
+    """One record: its own length in decimal first."""
+    rest = f" {key}={value}\n".encode()
+    length = len(rest) + 1
+    while len(str(length)) + len(rest) != length:
+        length += 1
+    return str(length).encode() + rest
 
 
 def _lies() -> Iterator[tuple[str, bytes]]:
@@ -308,18 +342,41 @@ def _packings() -> Iterator[tuple[str, bytes]]:
     yield "zip", b"PK\x03\x04" + bytes(100)
     yield "nothing at all", b""
     yield "text", b"this is not an archive\n" * 100
-    name = f"blobs/sha256/{_HEX}"
-    bomb = io.BytesIO()
-    with gzip.GzipFile(fileobj=bomb, mode="wb", compresslevel=1) as stream:
-        info = tarfile.TarInfo(name)
-        info.size = 1 << 28
-        stream.write(written(good())[:-10240].rstrip(b"\0"))
-        stream.write(bytes(-stream.tell() % 512))
-        stream.write(info.tobuf())
-        for _ in range(256):
-            stream.write(bytes(1 << 20))
-        stream.write(bytes(1024))
-    yield "a bomb: 256 MiB of zeros", bomb.getvalue()
+    yield "a bomb: 256 MiB of zeros, in gzip", b"".join(_bomb(zlib.compressobj(1, wbits=31)))
+    yield "a bomb: 256 MiB of zeros, in zstd", b"".join(_bomb(zstandard.ZstdCompressor(level=1).compressobj()))
+    wide = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(window_log=27))
+    yield "zstd with a window of 128 MiB", b"".join(_bomb(wide.compressobj()))
+    yield "a bomb within a bomb", gzip.compress(b"".join(_bomb(zlib.compressobj(1, wbits=31))), 1)
+    # Ten thousand names at a time; beyond what anybody reads they are the same again.
+    parts = [
+        gzip.compress(b"".join(_numbered(n) for n in range(at, at + 10_000)), 1) for at in range(0, 110_000, 10_000)
+    ]
+    yield "a million members", b"".join([*parts, *(parts[-1:] * 89)])
+
+
+def _numbered(n: int) -> bytes:
+    """An empty member whose name is a number: written by hand, since tarfile takes its time over each."""
+    block = b"blobs/sha256/%064d" % n
+    block = block.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"00000000000\0" * 2
+    rest = b"0" + bytes(100) + b"ustar  \0" + bytes(247)
+    return block + b"%06o\0 " % (sum(block) + 8 * 32 + sum(rest)) + rest
+
+
+class _Packer(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+    def flush(self) -> bytes: ...
+
+
+def _bomb(packer: _Packer) -> Iterator[bytes]:
+    """A good layout, and one member more: a quarter of a gigabyte of zeros under a name that they do not hash to."""
+    plain = written(good()).rstrip(b"\0")
+    info = tarfile.TarInfo(f"blobs/sha256/{_HEX}")
+    info.size = 1 << 28
+    yield packer.compress(plain + bytes(-len(plain) % 512) + info.tobuf())
+    for _ in range(256):
+        yield packer.compress(bytes(1 << 20))
+    yield packer.compress(bytes(1024))
+    yield packer.flush()
 
 
 def _docker() -> Iterator[tuple[str, bytes]]:
