@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,6 +38,11 @@ class Answered:
     #: How the body ended: "whole", "gone" (the client left), "slow" (cut), "short" (the transfer failed).
     ending: str = "whole"
     error: str = ""
+
+
+#: Told that an answer was given again, from the table of ready answers: request id, the client's address, and when, in
+#: seconds since 1970. Whoever watches events and prepares one leaves the same behind as for the event.
+Repeat = Callable[[str, str, float], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from cachetools import LRUCache, TLRUCache, TTLCache
+from cachetools import TLRUCache, TTLCache
 
 from proxy.engine.capacity import Capacity
 from proxy.engine.charges import Charges
@@ -19,6 +19,7 @@ from proxy.engine.links import Links
 from proxy.engine.origins import Origin
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.verification import Verification
+from proxy.engine.watched import WatchedTable
 from proxy.errors import InvalidManifest, Misbehaved, NotFound, Overloaded, OverQuota, StoreError, UnknownManifest
 from proxy.events import Event, Noticed, Outcome
 from proxy.oci.descriptor import Descriptor
@@ -74,7 +75,9 @@ class Manifests:
         self._clock = clock
         self._owner = owner
         self._observe = observe
-        self._ready: LRUCache[Digest, Held] = LRUCache(MAX_READY_BYTES, getsizeof=lambda held: len(held.body) + 1024)
+        self._ready: WatchedTable[Digest, Held] = WatchedTable(
+            MAX_READY_BYTES, getsizeof=lambda held: len(held.body) + 1024
+        )
         self._fetching: Flights[tuple[Holding, TagOrDigest], Held] = Flights(owner, "fetch manifest")
         self._loading: Flights[Digest, bytes | None] = Flights(owner, "load manifest")
         self._absent: TLRUCache[tuple[Holding, TagOrDigest], tuple[float, str]] = TLRUCache(
@@ -118,6 +121,11 @@ class Manifests:
     def is_at_hand(self, digest: Digest) -> bool:
         """Whether it is ready in memory, and so has not been evicted since."""
         return digest in self._ready
+
+    @property
+    def n_lost(self) -> int:
+        """While this stands still, what was at hand is at hand."""
+        return self._ready.n_lost
 
     def _know_names(self, held: Held) -> None:
         """What is evicted together."""

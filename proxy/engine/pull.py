@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from proxy.engine.blobs import Blobs, Opened, let_go
 from proxy.engine.charges import Charges
@@ -53,6 +54,16 @@ class Pulled:
     trouble: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Vouched:
+    """An answer would be given again. `age_s`: how old it is; `fresh_for_s`: how long that is so if nothing changes,
+    both in seconds; `holds` says whether nothing has changed, for the price of a few comparisons."""
+
+    age_s: float
+    fresh_for_s: float
+    holds: Callable[[], bool]
+
+
 class Pull:
     """Answers what clients ask. Raises the errors of proxy/errors.py and nothing else."""
 
@@ -92,33 +103,49 @@ class Pull:
         self._pay(route, pulled.held)
         return pulled
 
-    def vouch(self, asked: ManifestGet, pulled: Pulled) -> Callable[[], float | None] | None:
-        """Says, each time it is asked, whether `pulled` would be answered again: its age in seconds, or None for no.
+    def vouch(self, asked: ManifestGet, pulled: Pulled) -> Callable[[], Vouched | None] | None:
+        """Says, each time it is asked, whether `pulled` would be answered again, and for how long; or None for no.
 
-        For answers kept ready: it counts the use like any other, and says no once the plan has changed, a link was taken
-        away (a purge), the project cannot pay, or the tag's time is up. None when the answer cannot be vouched for at all.
+        For answers kept ready: it counts as a use, and says no once the plan has changed, a link was taken away (a
+        purge), the project cannot pay, or the tag's time is up. None when the answer cannot be vouched for at all.
         """
         if pulled.outcome != "hit" or pulled.trouble:
             return None
         plan, n_dropped = self.plan, self._links.n_dropped
         route, digest = pulled.route, pulled.held.descriptor.digest
-        aged: Callable[[], float | None] | None = lambda: 0.0  # noqa: E731
+        links, tags, manifests = self._links, self._tags, self._manifests
+        account = self._charges.book.of(route.project)
+        fresh: Callable[[], tuple[float, float] | None] | None = lambda: (0.0, inf)  # noqa: E731
         if isinstance(asked.target, Tag):
-            aged = self._tags.vouch(route, plan.origins.of(route), asked.target)
-        if aged is None:
+            fresh = tags.vouch(route, plan.origins.of(route), asked.target)
+        if fresh is None:
             return None
 
-        def again() -> float | None:
-            if self.plan is not plan or self._links.n_dropped != n_dropped or (age := aged()) is None:
+        def again() -> Vouched | None:
+            if self.plan is not plan or links.n_dropped != n_dropped or (aged := fresh()) is None:
                 return None
-            if not self._manifests.is_at_hand(digest):
+            if not manifests.is_at_hand(digest):
                 return None  # it was evicted, or has not been asked for in a long time
             try:
-                self._charges.use(route.project, digest)
+                self._pay(route, pulled.held)
             except Denied:
                 return None  # the long way says why
-            self._manifests.touch(digest)
-            return age
+            manifests.touch(digest)
+            n_tags, n_manifests = tags.n_lost, manifests.n_lost
+            n_dropped_charges, charged, reserved = account.n_dropped, account.charged, account.reserved
+
+            def holds() -> bool:
+                return (
+                    self.plan is plan
+                    and links.n_dropped == n_dropped
+                    and tags.n_lost == n_tags
+                    and manifests.n_lost == n_manifests
+                    and account.n_dropped == n_dropped_charges
+                    and account.charged == charged  # a project that refuses when full may be full now
+                    and account.reserved == reserved
+                )
+
+            return Vouched(*aged, holds)
 
         return again
 

@@ -13,6 +13,7 @@ from proxy.engine.links import Links
 from proxy.engine.manifests import Held, Manifests, holding_of
 from proxy.engine.origins import Origin
 from proxy.engine.tasks import TaskOwner
+from proxy.engine.watched import WatchedTable
 from proxy.errors import InvalidManifest, NotFound, StoreError, Throttled, UnknownManifest, Unreachable, UpstreamError
 from proxy.events import Event, Noticed, Outcome, TagHeld, TagMoved
 from proxy.oci.digest import Digest
@@ -75,25 +76,29 @@ class Tags:
         self._observe = observe
         #: (project, reference) -> what a fixed tag keeps, and what upstream means by it now (None: nothing).
         self.refused_moves: LRUCache[tuple[str, str], tuple[Digest, Digest | None]] = LRUCache(MAX_MOVES)
-        self._ready: LRUCache[tuple[Holding, Tag], _Entry] = LRUCache(MAX_READY)
+        self._ready: WatchedTable[tuple[Holding, Tag], _Entry] = WatchedTable(MAX_READY)
         self._asking: Flights[tuple[Holding, Tag], tuple[Held, Outcome]] = Flights(owner, "revalidate tag")
 
-    def vouch(self, route: Route, origin: Origin, tag: Tag) -> Callable[[], float | None] | None:
-        """Says, each time it is asked, how old the answer is in seconds, or None once it may not be served unasked.
+    @property
+    def n_lost(self) -> int:
+        """While this stands still, no tag means anything else than it did."""
+        return self._ready.n_lost
 
-        Costs no look-up, for the warm path. None when the tag is not in memory.
+    def vouch(self, route: Route, origin: Origin, tag: Tag) -> Callable[[], tuple[float, float] | None] | None:
+        """Says, each time it is asked, how old the answer is and for how long it may be served unasked, both in
+        seconds; or None once it may not. None when the tag is not in memory.
         """
         key = (holding_of(route), tag)
         entry = self._ready.get(key)
         if entry is None:
             return None
 
-        def age() -> float | None:
-            old = self._age(entry)
-            serves = self._ready.get(key) is entry and freshness.judge(old, origin.tag_policy) is freshness.Answer.SERVE
-            return (old or 0.0) if serves else None
+        def fresh() -> tuple[float, float] | None:
+            age_s = self._age(entry)
+            left_s = freshness.fresh_for(age_s, origin.tag_policy)
+            return (age_s or 0.0, left_s) if self._ready.get(key) is entry and left_s > 0 else None
 
-        return age
+        return fresh
 
     async def resolve(self, route: Route, origin: Origin, tag: Tag, *, is_fixed: bool = False) -> Resolved:
         """The manifest that `tag` means. Raises UnknownManifest, InvalidManifest, or what upstream raises.

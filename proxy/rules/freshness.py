@@ -43,14 +43,19 @@ def age(*, validated_at: float, now: float) -> float | None:
     return seconds if seconds >= 0 else None
 
 
+def fresh_for(age_s: float | None, policy: TagPolicy) -> float:
+    """For how many seconds more a record of this age is served without asking; 0 or less: it is not."""
+    if policy.sealed:
+        return math.inf
+    return 0.0 if age_s is None else policy.tag_ttl_s - age_s
+
+
 def judge(age_s: float | None, policy: TagPolicy) -> Answer:
     """The verdict on a record of this age (None: unknown, see `age`)."""
-    if policy.sealed:
+    if fresh_for(age_s, policy) > 0:
         return Answer.SERVE
     if age_s is None:
         return Answer.REVALIDATE
-    if age_s < policy.tag_ttl_s:
-        return Answer.SERVE
     if age_s < policy.tag_ttl_s + policy.stale_if_error_s:
         return Answer.REVALIDATE
     return Answer.REFUSE

@@ -37,6 +37,8 @@ class Account:
         self.allowance = allowance
         self.charged = 0
         self.reserved = 0
+        #: How often something was no longer paid for: while this stands still, what was paid for is.
+        self.n_dropped = 0
         self._charges: OrderedDict[Digest, int] = OrderedDict()
 
     def __repr__(self) -> str:
@@ -82,6 +84,7 @@ class Account:
     def drop(self, digest: Digest) -> int | None:
         """Stop paying for it; returns what was paid, or None."""
         size = self._charges.pop(digest, None)
+        self.n_dropped += 1
         self.charged -= size or 0
         return size
 

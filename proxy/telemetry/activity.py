@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from heapq import nlargest
 
-from proxy.events import Answered, Event, Refusal, RepositoryUse
+from proxy.events import Answered, Event, Refusal, Repeat, RepositoryUse
 
 #: Repositories counted at most. When there are more, the least used half is forgotten: what is busy stays counted.
 MAX_REPOSITORIES = 4_000
@@ -41,7 +41,13 @@ class Activity:
         if event.outcome == "denied":
             self._refused(event)
         elif event.repository and event.status < 400:
-            self._used(event)
+            self._used(event, self._wall())
+
+    def repeats(self, said: Answered) -> Repeat | None:
+        """How to count that `said` was answered once more."""
+        if not said.repository:
+            return None
+        return lambda request_id, remote, at: self._used(said, at)
 
     def busiest(self, n: int) -> list[RepositoryUse]:
         """The `n` repositories with the most requests, the busiest first."""
@@ -56,9 +62,8 @@ class Activity:
         """When a manifest was last sent under this tag or digest, since 1970; None when not since the start."""
         return self._pulls.get((project, upstream, repository, target))
 
-    def _used(self, event: Answered) -> None:
+    def _used(self, event: Answered, now: float) -> None:
         key = (event.project, event.upstream, event.repository)
-        now = self._wall()
         use = self._uses.get(key)
         if use is None:
             if len(self._uses) >= MAX_REPOSITORIES:

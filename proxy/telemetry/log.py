@@ -13,9 +13,10 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Protocol
 
-from proxy.events import Answered, Changed, Event, Noticed, TagHeld, TagMoved, TransferEnded
+from proxy.events import Answered, Changed, Event, Noticed, Repeat, TagHeld, TagMoved, TransferEnded
 
 #: Lines that may wait for the writing thread.
 MAX_WAITING = 20_000
@@ -120,16 +121,21 @@ class EventLog:
         self._as_json = as_json
         self._level = _LEVELS[level]
         self._requests = requests
+        #: Moves when the settings of the log do: lines that were prepared for the old ones are prepared anew.
+        self._n_adjusted = 0
+        self._second, self._up_to_second = -1, ""
         writer.of_dropped = lambda n: self._line("warning", f"{n} log lines were dropped: the log is read too slowly")
 
     def adjust(self, *, as_json: bool, level: str, requests: str) -> None:
         """From the next line on like this."""
         self._as_json, self._level, self._requests = as_json, _LEVELS[level], requests
+        self._n_adjusted += 1
 
     def observe(self, event: Event) -> None:
         """Write the event, if it is one that is written."""
         if isinstance(event, Answered):
-            self._answered(event)
+            if (line := self._line_of(event)) is not None:
+                self._writer.line(line(self._now(), event.request_id, event.remote))
         elif isinstance(event, Noticed):
             self.say(event.level, event.sentence)
         elif isinstance(event, Changed):
@@ -145,6 +151,19 @@ class EventLog:
         elif isinstance(event, TransferEnded) and event.failure:
             self.say("warning", f"transfer of {event.digest} failed after {event.n_bytes} bytes: {event.failure}")
 
+    def repeats(self, said: Answered) -> Repeat:
+        """How to write that `said` was answered once more."""
+        line, n_adjusted, write = self._line_of(said), self._n_adjusted, self._writer.line
+
+        def again(request_id: str, remote: str, at: float) -> None:
+            nonlocal line, n_adjusted
+            if n_adjusted != self._n_adjusted:
+                line, n_adjusted = self._line_of(said), self._n_adjusted
+            if line is not None:
+                write(line(self._stamp(at), request_id, remote))
+
+        return again
+
     def say(self, level: str, sentence: str) -> None:
         """One line for an operator."""
         if _LEVELS[level] < self._level:
@@ -156,18 +175,17 @@ class EventLog:
             return json.dumps({"time": self._now(), "level": level, "message": sentence})
         return f"{self._now()} {level.upper():7} {safe(sentence, 4096)}"
 
-    def _answered(self, event: Answered) -> None:
+    def _line_of(self, event: Answered) -> Callable[[str, str, str], str] | None:
+        """The line of a request, made of its time, id and address; all the rest is put together here, once. None where
+        it is not written."""
         is_slow = event.seconds > SLOW_S + event.n_bytes / SLOW_BYTES_PER_S
         # A body that was cut short had a good status, and is the worst of failures.
         stands_out = event.status >= 500 or event.ending in ("short", "slow") or is_slow
         if self._requests == "off" or (self._requests == "errors" and event.status < 400 and not stands_out):
-            return
+            return None
         if self._as_json:
-            line = {
-                "time": self._now(),
-                "level": "warning" if stands_out else "info",
-                "request": event.request_id,
-                "remote": event.remote,
+            level = "warning" if stands_out else "info"
+            line: dict[str, str | int | float] = {
                 "method": event.method[:32],
                 "path": event.path[:MAX_CLIENT_CHARS],
                 "status": event.status,
@@ -183,30 +201,39 @@ class EventLog:
                 line["slow"] = True
             if event.user_agent:
                 line["agent"] = event.user_agent[:MAX_CLIENT_CHARS]
-            self._writer.line(json.dumps(line))  # ASCII: json escapes everything else
-            return
-        parts = [
-            self._now(),
-            "WARNING" if stands_out else "INFO   ",
-            event.remote,
+            rest = json.dumps(line)[1:]  # ASCII: json escapes everything else
+            return lambda time, request, remote: (
+                f'{{"time": "{time}", "level": "{level}", "request": {quoted(request)}, "remote": {quoted(remote)}, {rest}'
+            )
+        level = "WARNING" if stands_out else "INFO   "
+        before = [
             safe(event.method, 32),
             safe(event.path, MAX_CLIENT_CHARS),
             str(event.status),
             f"{event.n_bytes}B",
             f"{event.seconds * 1000:.1f}ms",
             event.outcome or "-",
-            event.request_id,
         ]
+        after = [""]
         if event.ending != "whole":
-            parts.append(event.ending)
+            after.append(event.ending)
         if is_slow:
-            parts.append("slow")
+            after.append("slow")
         if event.error:
-            parts.append(safe(event.error, 2048))
-        self._writer.line(" ".join(parts))
+            after.append(safe(event.error, 2048))
+        head, tail = " ".join(before), " ".join(after)
+        return lambda time, request, remote: f"{time} {level} {remote} {head} {request}{tail}"
 
     def _now(self) -> str:
-        return datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds")
+        return self._stamp(self._wall())
+
+    def _stamp(self, wall: float) -> str:
+        """ISO 8601 in UTC to the millisecond. The date is worked out once a second."""
+        second = int(wall)
+        if second != self._second:
+            self._second = second
+            self._up_to_second = datetime.fromtimestamp(second, UTC).isoformat()[:-6]
+        return f"{self._up_to_second}.{int((wall - second) * 1000):03d}+00:00"
 
 
 class LoggingBridge(logging.Handler):

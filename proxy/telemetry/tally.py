@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from proxy.events import Answered, Event, Evicted, TagHeld, TransferEnded, UpstreamAsked, UpstreamBytes
+from proxy.events import Answered, Event, Evicted, Repeat, TagHeld, TransferEnded, UpstreamAsked, UpstreamBytes
 
 #: Seconds until the whole answer had left. The fine end is a warm manifest, the coarse end a layer over a slow link.
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
@@ -57,6 +57,18 @@ class Tally(Collector):
         self._latency_sum[event.kind] += event.seconds  # type: ignore[assignment]  # Counter holds floats as well
         if event.outcome == "denied":
             self.denied[event.project, event.rule] += 1
+
+    def repeats(self, said: Answered) -> Repeat:
+        """How to count that `said` was answered once more."""
+        requests, key, n_bytes = self.requests, (said.kind, said.outcome or "none", said.upstream), said.n_bytes
+        latency, bucket = self._latency[said.kind], bisect_left(LATENCY_BUCKETS_S, said.seconds)
+
+        def again(request_id: str, remote: str, at: float) -> None:
+            requests[key] += 1
+            self.response_bytes += n_bytes
+            latency[bucket] += 1
+
+        return again
 
     def outcomes(self) -> dict[str, int]:
         """Requests by outcome."""

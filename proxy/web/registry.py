@@ -12,7 +12,6 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
-from math import inf
 from typing import TypeVar
 
 from aiohttp import web
@@ -164,17 +163,11 @@ class Registry:
             return web.Response(status=304, headers=headers)
         response = self._document(request, headers, held.body, said)
         if shown.may_be_kept and not any(name in request.headers for name in _SPEAKS_FOR_ONE):
-            again = self._while_known(shown, self._pull.vouch(asked, pulled))
+            again = self._pull.vouch(asked, pulled)
             if again is not None:
                 body = held.body if request.method == "GET" else b""
-                request[READY] = Ready(said, body, again, has_age=pulled.age_s is not None)
+                request[READY] = Ready(said, body, again, good_until=shown.good_until, has_age=pulled.age_s is not None)
         return response
-
-    def _while_known(self, shown: Shown, again: Callable[[], float | None] | None) -> Callable[[], float | None] | None:
-        """`again`, for as long as what the request showed is good; new settings end it in any case."""
-        if again is None or shown.good_until == inf:
-            return again
-        return lambda: again() if self._clock.monotonic() < shown.good_until else None
 
     async def _blob(
         self, request: web.BaseRequest, asked: BlobGet, caller: Caller, said: Answered

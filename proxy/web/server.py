@@ -319,9 +319,7 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_discarding:
-            return
-        if self._at_boundary and self.is_idle and not self._server.is_draining and self._answer_ready(data):
+        if self._is_discarding or (self._at_boundary and self._answer_ready(data)):
             return
         n_requests = self._request_count
         was_alone = self._at_boundary and self.is_idle
@@ -340,13 +338,13 @@ class Connection(web.RequestHandler):
             self._header_timer = self._loop.call_later(self._server.limits.headers_s, self._on_header_deadline)
 
     def _answer_ready(self, data: bytes) -> bool:
-        """Write the kept answer to exactly these bytes, if there is one."""
-        table, transport = self._server.ready, self.transport
-        if table is None or transport is None or self._force_close or self._close or self.is_surplus:
+        """Write the kept answer to exactly these bytes, if there is one, and this connection has nothing else to do."""
+        server, transport = self._server, self.transport
+        if self._waiter is None or self._messages or self._force_close or self._close or self.is_surplus:
             return False
-        if transport.get_write_buffer_size():
+        if server.ready is None or server.is_draining or transport is None or transport.get_write_buffer_size():
             return False
-        answer = table.find(data, self._remote)
+        answer = server.ready.find(data, self._remote)
         if answer is None:
             return False
         transport.write(answer)

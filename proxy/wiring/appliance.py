@@ -121,7 +121,7 @@ class Appliance:
         tls = await asyncio.to_thread(server_tls, settings)
         await watching.open_audit(store.path / "audit" / "audit.jsonl")
         kept = await Kept.of(store, settings, around)
-        serving = Serving.of(kept, settings, around, fitting.upstreams, tls)
+        serving = Serving.of(kept, settings, around, fitting.upstreams, tls, watching.repeats)
         self = cls._of(settings, around, watching, fitting, tls, kept, serving)
         try:
             if listens:

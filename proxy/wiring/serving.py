@@ -6,7 +6,7 @@ import logging
 import random
 import secrets
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -16,6 +16,7 @@ from proxy.engine.listings import Listings
 from proxy.engine.pull import Pull
 from proxy.engine.pump import Work
 from proxy.engine.robots import Robots
+from proxy.events import Answered, Repeat
 from proxy.planning import limits_of, plan_of
 from proxy.ports import Upstream
 from proxy.service.descriptors import connections_within, raise_limit
@@ -48,8 +49,10 @@ class Serving:
         around: Surroundings,
         upstreams: Mapping[str, Upstream],
         tls: ssl.SSLContext | None,
+        repeats: Callable[[Answered], Repeat],
     ) -> Self:
-        """The parts; `data` does not listen yet. Raises InvalidSettings."""
+        """The parts; `data` does not listen yet. `repeats` is told of answers from the ready table. Raises
+        InvalidSettings."""
         clock, owner, observe = around.clock, around.owner, around.observe
         transfers = settings.transfers
         project_limits = ProjectLimits(clock, limits_of(settings))
@@ -87,6 +90,6 @@ class Serving:
             log=logging.getLogger("http"),
             limits=ServerLimits(n_connections=connections_within(raise_limit(), settings.server.max_connections)),
             tls=tls,
-            ready=ReadyTable(clock=clock, observe=observe, request_id=registry.new_request_id),
+            ready=ReadyTable(clock=clock, repeats=repeats, request_id=registry.new_request_id),
         )
         return cls(project_limits, blobs, pull, sender, data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from proxy.events import Event
+from proxy.events import Answered, Event, Repeat
 from proxy.ports import Clock
 from proxy.telemetry.activity import Activity
 from proxy.telemetry.audit import Audit, TurningFile
@@ -45,6 +45,22 @@ class Watching:
         self.log.observe(event)
         if self._audit is not None:
             self._audit.observe(event)
+
+    def repeats(self, said: Answered) -> Repeat:
+        """How to tell all whom it concerns that `said` was answered once more: what they leave behind is what `observe`
+        would, for a tenth of the work.
+
+        Some 10 microseconds is all that a warm manifest takes (web/ready.py). Making an event of each, and working out
+        the same labels and the same line again, took three times that.
+        """
+        prepared = (self.tally.repeats(said), self.activity.repeats(said), self.log.repeats(said))
+        concerned = tuple(repeat for repeat in prepared if repeat is not None)
+
+        def again(request_id: str, remote: str, at: float) -> None:
+            for repeat in concerned:
+                repeat(request_id, remote, at)
+
+        return again
 
     async def aclose(self) -> None:
         """Write what is left of the audit log."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -58,6 +60,38 @@ def test_upstream_counters_agree_with_the_upstreams_own_log(origin: Origin, alon
     for _, status, value in _SAMPLE.findall(alone.admin("/metrics")):
         counted[status] += int(float(value))
     assert counted == logged
+
+
+def test_a_manifest_from_the_ready_table_is_counted_and_logged_like_any_other(
+    origin: Origin, alone: Breakwater
+) -> None:
+    """The warm path takes a short way past the events (wiring/watching.py). What it answered is in the metrics, in the
+    log under an id of its own, and among the busiest repositories: every time, to the byte."""
+    n, repository = 300, "library/counted-warm"
+    pushed = origin.push(repository, "1", image(3, (5 * KIB,)))
+    target = f"/v2/{repository}/manifests/1"
+    before = alone.status()
+    connection = http.client.HTTPConnection("127.0.0.1", alone.port, timeout=60)
+    try:
+        for _ in range(n):
+            connection.request("GET", target)
+            assert connection.getresponse().read() == pushed.body
+    finally:
+        connection.close()
+    assert _since(alone, before) == {"miss": 1, "hit": n - 1}
+    assert alone.status()["response_bytes"] - before["response_bytes"] == n * len(pushed.body)
+    (use,) = [each for each in alone.admin("/api/v1/repositories")["repositories"] if each["repository"] == repository]
+    assert (use["requests"], use["response_bytes"]) == (n, n * len(pushed.body))
+
+    def lines() -> list[dict[str, object]]:
+        said = (json.loads(line) for line in alone.log().splitlines() if line.startswith("{"))
+        return [line for line in said if line.get("path") == target]
+
+    eventually(lambda: len(lines()) == n, "every answer has its line in the log")
+    assert len({line["request"] for line in lines()}) == n
+    assert {(line["status"], line["bytes"], line["remote"]) for line in lines()} == {
+        (200, len(pushed.body), "127.0.0.1")
+    }
 
 
 def test_status_tells_hits_from_coalesced_from_misses(origin: Origin, scratch: Path) -> None:

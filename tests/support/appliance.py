@@ -7,16 +7,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from proxy.engine.guarded import GuardedUpstream
 from proxy.engine.robots import Robots
 from proxy.engine.tasks import TaskOwner
-from proxy.events import Answered, Event, UpstreamAsked
+from proxy.events import Answered, Event, Repeat, UpstreamAsked
 from proxy.ports import Upstream
 from proxy.store.disk import DiskStore
 from proxy.upstream.client import RegistryClient
@@ -147,6 +147,15 @@ async def read_answer(reader: asyncio.StreamReader, *, has_body: bool = True) ->
     return Answer(status, headers, bytes(body), "whole")
 
 
+def repeats_into(events: list[Event]) -> Callable[[Answered], Repeat]:
+    """What a ready table reports, as the events that it stands for."""
+
+    def repeats(said: Answered) -> Repeat:
+        return lambda request_id, remote, at: events.append(replace(said, request_id=request_id, remote=remote))
+
+    return repeats
+
+
 @asynccontextmanager
 async def serving(
     running: Engine, *, header_deadline_s: float = 25.0, is_ready: bool = True
@@ -163,7 +172,7 @@ async def serving(
         observe=running.events.append,
         header_deadline_s=header_deadline_s,
     )
-    table = ReadyTable(clock=running.clock, observe=running.events.append, request_id=registry.new_request_id)
+    table = ReadyTable(clock=running.clock, repeats=repeats_into(running.events), request_id=registry.new_request_id)
     server = DataServer(registry, log=logging.getLogger("test.data"), ready=table if is_ready else None)
     await server.start(["127.0.0.1:0"])
     try:

@@ -8,13 +8,16 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from math import inf
 
 import pytest
 from aiohttp import web
 
+from proxy.engine.pull import Vouched
 from proxy.events import Answered, Event
 from proxy.web.ready import MAX_BYTES, READY, Ready, ReadyTable
 from proxy.web.server import DataServer
+from tests.support.appliance import repeats_into
 from tests.support.clock import ManualClock
 
 LOG = logging.getLogger("test.ready")
@@ -28,11 +31,25 @@ class Kept:
     port: int
     clock: ManualClock
     table: ReadyTable
-    #: None: the answer no longer stands.
+    #: None: the answer no longer stands, which is found out when it is asked about in full.
     age_s: float | None = 7.0
+    fresh_for_s: float = inf
+    #: Moves when something has changed that an answer may depend on.
+    n_changes: int = 0
     n_handled: int = 0
+    #: How often an answer was judged in full.
+    n_judged: int = 0
+    good_until: float = inf
     body: bytes = b'{"answer": 1}'
     events: list[Event] = field(default_factory=list)
+
+    def again(self) -> Vouched | None:
+        """What the handler offers to be asked."""
+        self.n_judged += 1
+        if self.age_s is None:
+            return None
+        n_changes = self.n_changes
+        return Vouched(self.age_s, self.fresh_for_s, lambda: self.n_changes == n_changes)
 
 
 @asynccontextmanager
@@ -41,7 +58,7 @@ async def keeping(*, ready: bool = True) -> AsyncIterator[Kept]:
     clock = ManualClock()
     events: list[Event] = []
     ids = iter(range(10_000))
-    table = ReadyTable(clock=clock, observe=events.append, request_id=lambda: f"id-{next(ids)}")
+    table = ReadyTable(clock=clock, repeats=repeats_into(events), request_id=lambda: f"id-{next(ids)}")
     kept = Kept(0, clock, table, events=events)
 
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
@@ -49,7 +66,7 @@ async def keeping(*, ready: bool = True) -> AsyncIterator[Kept]:
         body = kept.body if request.method == "GET" else b""
         said = Answered("first", "127.0.0.1", request.method, request.raw_path, "", status=200, n_bytes=len(body))
         headers = {"Content-Type": "application/x", "Content-Length": str(len(kept.body)), "Age": "7", "Server": "B"}
-        request[READY] = Ready(said, body, lambda: kept.age_s, has_age=True)
+        request[READY] = Ready(said, body, kept.again, has_age=True, good_until=kept.good_until)
         return web.Response(headers=headers, body=kept.body if request.method == "GET" else None)
 
     server = DataServer(handler, log=LOG, ready=table if ready else None)
@@ -114,12 +131,59 @@ async def test_every_kept_answer_is_reported_under_an_id_of_its_own() -> None:
 
 
 async def test_an_answer_that_no_longer_stands_is_asked_for_again() -> None:
-    """Time and rules are asked every time; what they refuse is dropped and takes the long way."""
+    """Whether anything has changed is asked every time; what then does not stand is dropped and takes the long way."""
     async with keeping() as kept:
         async with connected(kept.port) as streams:
-            await ask(streams, REQUEST)
+            for _ in range(3):
+                await ask(streams, REQUEST)
             kept.age_s, kept.body = None, b'{"answer": 2, "longer": true}'
+            kept.n_changes += 1
             assert (await ask(streams, REQUEST)).endswith(b'{"answer": 2, "longer": true}')
+            assert kept.n_handled == 2
+
+
+async def test_an_answer_is_judged_in_full_once_a_second_and_whenever_something_has_changed() -> None:
+    """That is what makes the others cheap; and what no count of changes tells is found out within the second."""
+    async with keeping() as kept:
+        async with connected(kept.port) as streams:
+            judged = []
+            for _ in range(3):
+                for _ in range(5):
+                    await ask(streams, REQUEST)
+                judged.append(kept.n_judged)
+                kept.n_changes += 1
+            for _ in range(5):
+                await ask(streams, REQUEST)
+            await kept.clock.advance(1.0)
+            for _ in range(5):
+                await ask(streams, REQUEST)
+            assert [*judged, kept.n_judged] == [1, 2, 3, 5]
+            assert kept.n_handled == 1
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        pytest.param({"fresh_for_s": 0.25}, id="the tag's time"),
+        pytest.param({"good_until": 0.25}, id="the token's time"),
+    ],
+)
+async def test_an_answer_stands_not_a_moment_longer_than_its_time(ends: dict[str, float]) -> None:
+    """INV-6, and tokens that end: to the moment, although it is judged in full only once a second."""
+    async with keeping() as kept:
+        began = kept.clock.monotonic()
+        kept.fresh_for_s = ends.get("fresh_for_s", inf)
+        kept.good_until = began + ends.get("good_until", inf)
+        async with connected(kept.port) as streams:
+            for _ in range(3):
+                await ask(streams, REQUEST)
+            assert (kept.n_handled, kept.n_judged) == (1, 1)
+            kept.age_s = None
+            await kept.clock.advance(0.2)
+            await ask(streams, REQUEST)
+            assert (kept.n_handled, kept.n_judged) == (1, 1)
+            await kept.clock.advance(0.05)
+            await ask(streams, REQUEST)
             assert kept.n_handled == 2
 
 
@@ -130,7 +194,7 @@ async def test_age_and_date_move_with_time() -> None:
             await ask(streams, REQUEST)
             first = await ask(streams, REQUEST)
             kept.age_s = 9.5
-            kept.clock.jump(2.0)
+            await kept.clock.advance(2.0)
             second = await ask(streams, REQUEST)
     dates = [re.search(rb"Date: [^\r]+", answer) for answer in (first, second)]
     assert b"Age: 7" in first and b"Age: 9\r" in second
