@@ -14,7 +14,17 @@ from pathlib import Path
 from bench import report, work
 from bench.work import Bench, Ledger
 
-WORKS = ("P1", "P2", "P3", "P4", "P5", "P6", "P7", "TLS")
+WORKS = ("P1", "P2", "P3", "P4", "P5", "P6", "P7", "DISK", "TLS")
+
+_EACH_ROUND = {
+    "P1": work.p1,
+    "P2": work.p2,
+    "P3": work.p3,
+    "P6": work.p6,
+    "P7": work.p7,
+    "DISK": work.disk,
+    "TLS": work.tls,
+}
 
 
 def main() -> int:
@@ -72,7 +82,7 @@ def _one(name: str, bench: Bench, *, is_first: bool) -> None:
         if is_first and not bench.is_quick:
             work.p5(bench, 1_000_000)
     else:
-        {"P1": work.p1, "P2": work.p2, "P3": work.p3, "P6": work.p6, "P7": work.p7, "TLS": work.tls}[name](bench)
+        _EACH_ROUND[name](bench)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,8 @@ TARGETS = [
     Target("P6", "10,000 idle: RSS MiB", 150, True, lambda m: m("P6", "10,000 idle", "RSS MiB")),
     Target("P6", "10,000 idle: p99 ms", 5, True, lambda m: m("P6", "10,000 idle", "p99 ms")),
     Target("P7", "beside 64 streams: p99 ms", 50, True, lambda m: m("P7", "beside 64", "p99 ms")),
+    Target("DISK", "a manifest beside 8 cold readers: p99 ms", 50, True, lambda m: m("DISK", "manifest", "p99 ms")),
+    Target("DISK", "a small blob beside 8 cold readers: p99 ms", 50, True, lambda m: m("DISK", "small blob", "p99 ms")),
 ]  # fmt: skip
 
 
@@ -94,7 +96,7 @@ def as_text(ledger: Ledger, machine: str) -> str:
     """The tables."""
     lines = [machine, ""]
     lines += [f"{name}: {settings}" for name, settings in ledger.settings.items()]
-    lines += ["", f"{'':4}{'case':24}{'server':20}{'unit':20}{'median':>10}{'min':>10}{'max':>10}  ours ÷ theirs"]
+    lines += ["", f"{'':5}{'case':24}{'server':20}{'unit':20}{'median':>10}{'min':>10}{'max':>10}  ours ÷ theirs"]
     medians = Medians(ledger)
     last = ""
     for (work, case, server, unit), values in sorted(ledger.figures.items(), key=_order):
@@ -108,14 +110,14 @@ def as_text(ledger: Ledger, machine: str) -> str:
             except (_NotMeasured, ZeroDivisionError):
                 pass
         figures = "".join(f"{value:>10.4g}" for value in (statistics.median(values), min(values), max(values)))
-        lines.append(f"{work:4}{case:24}{server:20}{unit:20}{figures}{ratio}")
-    lines += ["", f"{'':4}{'target':48}{'bound':>10}{'reached':>10}"]
+        lines.append(f"{work:5}{case:24}{server:20}{unit:20}{figures}{ratio}")
+    lines += ["", f"{'':5}{'target':56}{'bound':>10}{'reached':>10}"]
     for target, value in judged(ledger):
         bound = f"{'≤' if target.is_ceiling else '≥'} {target.bound:g}"
         is_met = value is not None and (value <= target.bound if target.is_ceiling else value >= target.bound)
         shown = "—" if value is None else f"{value:.3g}"
         verdict = "not measured" if value is None else "reached" if is_met else "MISSED"
-        lines.append(f"{target.work:4}{target.sentence:48}{bound:>10}{shown:>10}  {verdict}")
+        lines.append(f"{target.work:5}{target.sentence:56}{bound:>10}{shown:>10}  {verdict}")
     lines += [""] + [f"left out: {sentence}" for sentence in ledger.missing]
     lines += [f"beware:   {sentence}" for sentence in dict.fromkeys(ledger.warnings)]
     return "\n".join(lines) + "\n"

@@ -83,7 +83,7 @@ class Server:
     def cpu_s(self) -> float:
         """CPU seconds used so far."""
         ticks = 0
-        for pid in self._tree():
+        for pid in self.pids():
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
@@ -91,7 +91,7 @@ class Server:
     def memory_mib(self, what: str = "VmHWM") -> float:
         """Peak (VmHWM) or present (VmRSS) resident memory."""
         total = 0
-        for pid in self._tree():
+        for pid in self.pids():
             for line in Path(f"/proc/{pid}/status").read_text().splitlines():
                 if line.startswith(what + ":"):
                     total += int(line.split()[1])
@@ -99,7 +99,7 @@ class Server:
 
     def forget_peak(self) -> None:
         """Start the peak anew."""
-        for pid in self._tree():
+        for pid in self.pids():
             Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     def settle(self) -> None:
@@ -121,7 +121,8 @@ class Server:
             self.process.kill()
             self.process.wait()
 
-    def _tree(self) -> list[int]:
+    def pids(self) -> list[int]:
+        """It, and what it has started."""
         found, waiting = [], [self.process.pid]
         while waiting:
             pid = waiting.pop()

@@ -33,6 +33,7 @@ from bench.servers import (
     origin,
     ruled,
 )
+from bench.slow_disk import forget, throttled
 
 MIB = 1 << 20
 
@@ -336,6 +337,38 @@ def p7(bench: Bench, streams: int = 64) -> None:
             **{"p50 ms": counted["p50_ms"], "p99 ms": counted["p99_ms"], "max ms": counted["max_ms"],
                "streams GB/s": moved["bytes"] / 1e9 / moved["seconds"]},
         )  # fmt: skip
+
+
+def disk(bench: Bench, readers: int = 8, bytes_per_s: int = 20_000_000) -> None:
+    """A manifest, and a small blob, while readers wait for layers not in memory, on a disk throttled to 20 MB/s."""
+    image = bench.images["big"]
+    layers = image.blobs[:readers]
+    digests = [layer.rpartition("sha256:")[2] for layer in layers]
+    for name in ("breakwater", "nginx static"):
+        server = bench.warm[name]
+        folder = bench.root if name == "nginx static" else server.folder / "store"
+        cold = [path for path in folder.rglob("*") if path.name.removeprefix("sha256:") in digests]
+        manifest = json.loads(load.read_document((HOST, server.port), image.manifest))
+        config = f"{image.tag.rpartition('/manifests/')[0]}/blobs/{manifest['config']['digest']}"
+        command = [sys.executable, "-m", "bench.load", "blobs", server.address, "--clients", str(readers)]
+        command += [word for layer in layers for word in ("--path", layer)] + ["--seconds", str(bench.seconds + 1)]
+        for case, path in (("manifest", image.manifest), ("small blob", config)):
+            load.read_document((HOST, server.port), path)
+            try:
+                with throttled(server.pids(), bench.folder, bytes_per_s):
+                    forget(cold)
+                    reading = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
+                    time.sleep(0.5)
+                    counted = run("latency", server, path=path, seconds=bench.seconds)
+                    moved = json.loads(reading.communicate()[0])
+            except Missing as missing:
+                bench.ledger.miss(f"DISK: {missing}")
+                return
+            bench.ledger.put(
+                "DISK", case, server,
+                **{"p50 ms": counted["p50_ms"], "p99 ms": counted["p99_ms"], "max ms": counted["max_ms"],
+                   "readers MB/s": moved["bytes"] / 1e6 / moved["seconds"]},
+            )  # fmt: skip
 
 
 # -- beside the targets ------------------------------------------------------------------------------------------------
