@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import pytest
-from blockbuster import BlockBuster, blockbuster_ctx
+from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
 _HERE = Path(__file__).parent
@@ -137,15 +137,8 @@ async def _leaves_no_task_behind() -> AsyncIterator[None]:
 @pytest.fixture
 def _never_blocks_the_loop() -> Iterator[None]:
     """A blocking call by our own code, on a thread that runs a loop, raises BlockingError where it is made."""
-    with blockbuster_ctx("proxy") as detector:
-        _allow(detector)
+    with blockbuster_ctx("proxy"):
         yield
-
-
-def _allow(detector: BlockBuster) -> None:
-    """What may be called on the loop although it looks as if it blocked. Each with its reason."""
-    # The pages were asked for first and are in memory (web/serve.py says how), and the socket does not block.
-    detector.functions["os.sendfile"].can_block_in("proxy/web/serve.py", {"sendfile"})
 
 
 def _left(threads: set[threading.Thread], descriptors: set[str]) -> list[str]:

@@ -6,17 +6,17 @@ the tail fails.
 
 How, and what was rejected:
 
-- Plain TCP and unix sockets: `os.sendfile` onto a duplicate of the connection's descriptor, driven by the loop's
-  readiness callbacks, at most `TURN_BYTES` a callback. uvloop has no `loop.sendfile`; `web.FileResponse` then copies
-  through threads (1.5-2.0 GB/s against 3.4-5.9). The duplicate is ours, so its number cannot become another
-  connection's while we hold it; the transport has written everything before and writes nothing meanwhile, so bytes
-  never interleave.
+- Plain TCP and unix sockets: `os.sendfile` onto a duplicate of the connection's descriptor, on threads of their own
+  (web/lanes.py), at most `TURN_BYTES` a turn. uvloop has no `loop.sendfile`; `web.FileResponse` then copies through
+  threads (1.5-2.0 GB/s against 3.4-5.9). The duplicate is ours, so its number cannot become another connection's while
+  we hold it, and we hold it until the lane has let go; the transport has written everything before and writes nothing
+  meanwhile, so bytes never interleave.
 - aiofastnet's `sendfile` was measured beside it and not taken (bench/README.md). Speed did not decide: it had 0.4 to
   1.2 of our GB/s at 64 clients, run by run. But an error of the disk ends its connection without saying how far it
   came, so that no body could be continued from upstream, and a file that ends early looks like a whole one.
 - sendfile of a page that is not in memory waits for the disk. So each window is asked for first (`RWF_NOWAIT` on its
-  ends), and a cold one is sent from a worker thread, which also has the kernel read ahead. A file system that cannot be
-  asked (EOPNOTSUPP) counts as cold.
+  ends), and a cold one is sent from a worker thread, which also has the kernel read ahead: a lane is for many, and may
+  wait as little as the loop. A file system that cannot be asked (EOPNOTSUPP) counts as cold.
 - TLS, or no descriptor to spare: pieces are read and written through the transport, with sensible watermarks (uvloop's
   own low-water mark is 16 bytes).
 """
@@ -28,12 +28,11 @@ import errno
 import os
 import socket
 import struct
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -41,19 +40,14 @@ from aiohttp.abc import AbstractStreamWriter
 from proxy.errors import Unavailable
 from proxy.oci.ranges import Range
 from proxy.ports import BlobSource, Clock, LocalFile, Tail
+from proxy.web.lanes import TURN_BYTES, Disk, Lanes, Splice
 
 T = TypeVar("T")
 
-#: Bytes a connection may send before the others have their turn.
-TURN_BYTES = 1 << 20
-#: Bytes all connections together may send before the loop goes round: about a millisecond.
-ROUND_BYTES = 4 << 20
 #: The step of the copying path. Smaller costs hops, larger costs memory for every stalled TLS reader.
 PIECE_BYTES = 256 << 10
 #: Up to this size a body travels with its headers in one write; a duplicate and a sendfile would cost more.
 SMALL_BYTES = 64 << 10
-#: What the kernel is asked to read ahead once a window was found cold.
-READ_AHEAD_BYTES = 8 << 20
 
 #: What a socket says when the peer, or the way to it, is gone. Everything else sendfile says is about the file.
 _PEER_ERRNOS = frozenset(
@@ -61,9 +55,6 @@ _PEER_ERRNOS = frozenset(
 )
 #: File systems that cannot splice say one of these.
 _NO_SENDFILE_ERRNOS = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
-
-#: `preadv` that answers EAGAIN instead of waiting for the disk (Linux; elsewhere every window counts as cold).
-_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
 Part = bytes | Range
 
@@ -103,48 +94,24 @@ class ReadFailed(Unavailable):
         self.is_short = is_short
 
 
-class Disk:
-    """What sending asks of the operating system about a file. Tests put delays and faults here."""
-
-    def is_resident(self, fd: int, start: int, end: int) -> bool:
-        """Whether the first and the last page of the window are in memory, which tells for all of it in practice."""
-        return self.read_resident(fd, start, 1) is not None and self.read_resident(fd, end - 1, 1) is not None
-
-    def read_resident(self, fd: int, offset: int, n_bytes: int) -> bytes | None:
-        """The bytes, or None when that would wait for the disk (or cannot be known, or fails)."""
-        piece = bytearray(n_bytes)
-        try:
-            n = os.preadv(fd, [piece], offset, _NOWAIT)
-        except OSError:
-            return None  # not in memory; a real fault is met again, and reported, by whoever reads next
-        return bytes(piece[:n]) if n == n_bytes else None
-
-    def read(self, fd: int, offset: int, n_bytes: int) -> bytes:
-        """At most `n_bytes`, waiting for the disk; b"" at the end of the file. For a worker thread."""
-        return os.pread(fd, n_bytes, offset)
-
-    def sendfile(self, out: int, fd: int, offset: int, n_bytes: int) -> int:
-        """Bytes sent; 0 at the end of the file. Raises BlockingIOError when the connection takes no more."""
-        return os.sendfile(out, fd, offset, n_bytes)
-
-    def sendfile_cold(self, out: int, fd: int, offset: int, n_bytes: int) -> int:
-        """As `sendfile`, having what follows read ahead first. For a worker thread."""
-        os.posix_fadvise(fd, offset, READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
-        return self.sendfile(out, fd, offset, n_bytes)
-
-
 class Sender:
     """Sends bodies, and knows every body on its way so that too slow readers can be cut."""
 
     def __init__(
-        self, clock: Clock, *, pace: Pace = DEFAULT_PACE, n_threads: int = 8, disk: Disk | None = None
+        self,
+        clock: Clock,
+        *,
+        pace: Pace = DEFAULT_PACE,
+        n_threads: int = 8,
+        n_lanes: int | None = None,
+        disk: Disk | None = None,
     ) -> None:
-        """`n_threads` workers wait for the disk, so that the loop does not; they are nobody else's."""
+        """`n_threads` workers wait for the disk, so that nobody else does; at most `n_lanes` send what is in memory."""
         self._clock = clock
         self._pace = pace
         self._disk = disk or Disk()
         self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="read")
-        self._turns = _Turns()
+        self._lanes = Lanes(n_lanes)
         self._bodies: set[_Body] = set()
         self._sweep_timer: asyncio.TimerHandle | None = None
 
@@ -180,10 +147,11 @@ class Sender:
                 body.cut()
 
     def close(self) -> None:
-        """Let the worker threads go. After the last body."""
+        """Let the threads go. After the last body."""
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
         self._threads.shutdown(wait=False)
+        self._lanes.close()
 
     # -- one body ------------------------------------------------------------------------------------------------------
 
@@ -258,7 +226,7 @@ class Sender:
         if body.is_zero_copy:
             await body.drain()
         while offset < end and body.is_zero_copy:
-            offset = await _Splice(body, self._disk, self._turns, fd, offset, end).run()
+            offset = await body.splice(self._lanes.begin(self._disk, body.out, fd, offset, end, body.sent))
             if offset < end and body.is_zero_copy:
                 offset += await self._send_cold(body, fd, offset, min(offset + TURN_BYTES, end))
         await self._copy(body, fd, offset, end)
@@ -273,6 +241,8 @@ class Sender:
         except OSError as error:
             body.judge(error)
             return 0
+        if n == 0:
+            raise _FileFault(_SHORT, is_short=True)
         body.sent(n)
         return n
 
@@ -286,7 +256,7 @@ class Sender:
                 except OSError as error:
                     raise _FileFault(f"cannot read the file: {error}", is_short=False) from error
             if not piece:
-                raise _FileFault("the file is shorter than its blob", is_short=True)
+                raise _FileFault(_SHORT, is_short=True)
             await body.write(piece)
             offset += len(piece)
 
@@ -297,11 +267,7 @@ class Sender:
         try:
             return await asyncio.shield(hop)
         except asyncio.CancelledError:
-            while not hop.done():
-                try:
-                    await asyncio.wait([hop])
-                except asyncio.CancelledError:
-                    continue
+            await _over(hop)
             if not hop.cancelled():
                 hop.exception()  # looked at, so that nobody reports it as lost
             raise
@@ -336,6 +302,18 @@ def _remaining(parts: Sequence[Part], n_sent: int) -> Sequence[Part]:
     return tuple(rest)
 
 
+async def _over(ending: asyncio.Future[Any]) -> None:
+    """Wait for what cannot be stopped, however often we are cancelled: the caller raises that."""
+    while not ending.done():
+        try:
+            await asyncio.wait([ending])
+        except asyncio.CancelledError:
+            continue
+
+
+_SHORT = "the file is shorter than its blob"
+
+
 class _FileFault(Exception):
     def __init__(self, sentence: str, *, is_short: bool) -> None:
         super().__init__(sentence)
@@ -346,7 +324,7 @@ class _Body:
     """One response on its way: its connection, its own descriptor for it, and how fast the client takes it."""
 
     __slots__ = (
-        "_mark_at", "_mark_bytes", "_response", "_transport", "_waiter", "_writer",
+        "_mark_at", "_mark_bytes", "_response", "_splice", "_transport", "_waiter", "_writer",
         "is_cut", "is_waiting", "is_zero_copy", "n_sent", "out",
     )  # fmt: skip
 
@@ -357,6 +335,7 @@ class _Body:
         self._writer = writer
         self._transport = transport
         self._waiter: asyncio.Future[None] | None = None
+        self._splice: Splice | None = None
         self._mark_at = now
         self._mark_bytes = 0
         self.n_sent = 0
@@ -407,11 +386,36 @@ class _Body:
         self.is_zero_copy = False
 
     def sent(self, n_bytes: int) -> None:
-        """Count what went past the transport, for the access log too. None at all: the file has ended too early."""
-        if n_bytes == 0:
-            raise _FileFault("the file is shorter than its blob", is_short=True)
+        """Count what went past the transport, for the access log too. By a lane while it holds a splice of this body."""
         self.n_sent += n_bytes
         self._writer.output_size += n_bytes
+
+    async def splice(self, splice: Splice) -> int:
+        """See a splice through; returns the offset reached: the end, or where the file is cold or cannot be spliced.
+
+        Returns or raises only once the lane has let go, cancelled or not: it holds descriptors. Raises ConnectionError
+        or _FileFault.
+        """
+        self._splice = splice
+        if self.is_cut:
+            splice.drop()
+        try:
+            await asyncio.shield(splice.over)
+        except asyncio.CancelledError:
+            splice.drop()
+            await _over(splice.over)
+            raise
+        finally:
+            self._splice = None
+        if splice.is_dropped:
+            raise ConnectionAbortedError("cut")
+        if splice.is_short:
+            raise _FileFault(_SHORT, is_short=True)
+        if isinstance(splice.error, OSError):
+            self.judge(splice.error)
+        elif splice.error is not None:
+            raise splice.error
+        return splice.offset
 
     @contextmanager
     def waiter(self) -> Iterator[asyncio.Future[None]]:
@@ -461,7 +465,11 @@ class _Body:
         connection = self._transport.get_extra_info("socket")
         if connection is not None and not self._transport.is_closing():
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._transport.abort()
+        if self._splice is None:
+            self._transport.abort()
+        else:  # not before the lane has let go, and whoever waits for that is on its way: an abort cancels the handler
+            self._splice.drop()
+            self._splice.over.add_done_callback(lambda _: self._transport.abort())
 
 
 def _duplicate(transport: asyncio.Transport) -> int:
@@ -475,107 +483,3 @@ def _duplicate(transport: asyncio.Transport) -> int:
         return os.dup(connection.fileno())
     except OSError:
         return -1  # out of descriptors: the copying path needs none
-
-
-class _Turns:
-    """Shares the loop between connections that can be written to, and between them and everybody else.
-
-    A body asks for a turn and gets it in the order of asking; after `ROUND_BYTES` the loop goes round once. Without
-    that, 64 fast readers make one round so long that a manifest, which takes several, waits 20 ms and more.
-    """
-
-    def __init__(self) -> None:
-        self._asking: deque[Callable[[], int]] = deque()
-        self._is_scheduled = False
-
-    def ask(self, take: Callable[[], int]) -> None:
-        """Call `take` soon; it returns the bytes it sent. It must not ask again before it was called."""
-        self._asking.append(take)
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._go_round)
-
-    def _go_round(self) -> None:
-        left = ROUND_BYTES
-        while self._asking and left > 0:
-            left -= self._asking.popleft()()
-        self._is_scheduled = bool(self._asking)
-        if self._is_scheduled:
-            asyncio.get_running_loop().call_soon(self._go_round)
-
-
-class _Splice:
-    """Sends a range of a file by readiness, one turn at a time, as long as its windows are in memory."""
-
-    __slots__ = (
-        "_body",
-        "_disk",
-        "_end",
-        "_fd",
-        "_is_asking",
-        "_is_watching",
-        "_offset",
-        "_turns",
-        "_waiter",
-        "_warm_until",
-    )
-
-    def __init__(self, body: _Body, disk: Disk, turns: _Turns, fd: int, offset: int, end: int) -> None:
-        self._body = body
-        self._disk = disk
-        self._turns = turns
-        self._fd = fd
-        self._offset = offset
-        self._end = end
-        self._warm_until = offset
-        self._is_asking = False
-        self._is_watching = False
-
-    async def run(self) -> int:
-        """Returns the offset reached: the end, or where the file is cold. Raises ConnectionError or _FileFault."""
-        with self._body.waiter() as self._waiter:
-            self._ask()
-            try:
-                await self._waiter
-            finally:
-                if self._is_watching:  # before the descriptor is closed: epoll would go on reporting its twin
-                    asyncio.get_running_loop().remove_writer(self._body.out)
-        return self._offset
-
-    def _ask(self) -> None:
-        if not self._is_asking:
-            self._is_asking = True
-            self._turns.ask(self._take)
-
-    def _take(self) -> int:
-        self._is_asking = False
-        if self._waiter.done():
-            return 0  # cut or cancelled while it waited for its turn
-        before = self._offset
-        try:
-            if self._send():
-                self._waiter.set_result(None)
-            elif not self._is_watching:
-                self._is_watching = True
-                asyncio.get_running_loop().add_writer(self._body.out, self._ask)
-        except Exception as error:  # noqa: BLE001 – whoever waits raises it; in a callback it would stop everybody's turns
-            self._waiter.set_exception(error)
-        return self._offset - before
-
-    def _send(self) -> bool:
-        """Send once; whether there is nothing left to do here."""
-        if self._offset >= self._warm_until:
-            window_end = min(self._offset + TURN_BYTES, self._end)
-            if not self._disk.is_resident(self._fd, self._offset, window_end):
-                return True
-            self._warm_until = window_end
-        try:
-            n = self._disk.sendfile(self._body.out, self._fd, self._offset, self._warm_until - self._offset)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            self._body.judge(error)
-            return True
-        self._body.sent(n)
-        self._offset += n
-        return self._offset == self._end

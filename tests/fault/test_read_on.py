@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from proxy.oci.digest import Digest
-from proxy.web.serve import Disk
+from proxy.web.lanes import Disk
 from tests.support import images
 from tests.support.appliance import appliance
 from tests.support.registry import ScriptedRegistry, Twist

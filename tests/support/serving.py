@@ -18,7 +18,8 @@ from proxy.errors import BreakwaterError
 from proxy.oci.digest import Verifier
 from proxy.oci.ranges import Range
 from proxy.ports import BlobSource, FileIdentity, LocalFile
-from proxy.web.serve import Disk, Pace, Part, Sender, Sent
+from proxy.web.lanes import Disk
+from proxy.web.serve import Pace, Part, Sender, Sent
 from proxy.web.server import DataServer, Limits
 from tests.support.clock import ManualClock
 

@@ -5,6 +5,7 @@ the answers of the long way.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import threading
@@ -19,7 +20,8 @@ from blockbuster import BlockingError
 from proxy.oci.digest import Digest
 from proxy.oci.ranges import Range
 from proxy.ports import BlobSource, LocalFile, OpenBlob
-from proxy.web.serve import Disk, Part, Sender
+from proxy.web.lanes import Disk
+from proxy.web.serve import Part, Sender
 from tests.support import images
 from tests.support.appliance import appliance, serving
 from tests.support.clock import ManualClock
@@ -57,8 +59,14 @@ async def test_a_blocking_call_while_sending_is_found_out(tmp_path: Path) -> Non
 
     class Waits(Disk):
         def is_resident(self, fd: int, start: int, end: int) -> bool:
-            time.sleep(0.001)
             return True
+
+        def sendfile(self, out: int, fd: int, offset: int, n_bytes: int) -> int:
+            raise OSError(errno.EINVAL, "so that it is copied")
+
+        def read_resident(self, fd: int, offset: int, n_bytes: int) -> bytes | None:
+            time.sleep(0.001)
+            return b""
 
     path = tmp_path / "blob"
     path.write_bytes(PATTERN)

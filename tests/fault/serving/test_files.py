@@ -18,7 +18,8 @@ from aiohttp import web
 
 from proxy.oci.ranges import Range
 from proxy.ports import BlobSource, LocalFile
-from proxy.web.serve import PIECE_BYTES, ROUND_BYTES, SMALL_BYTES, TURN_BYTES, Disk, Pace, Part, ReadFailed, Sender
+from proxy.web.lanes import TURN_BYTES, Disk
+from proxy.web.serve import PIECE_BYTES, SMALL_BYTES, Pace, Part, ReadFailed, Sender
 from proxy.web.server import Limits
 from tests.support.clock import ManualClock
 from tests.support.serving import (
@@ -35,7 +36,7 @@ from tests.support.serving import (
 )
 
 EDGES = sorted(
-    {0, 1} | {edge + by for edge in (SMALL_BYTES, PIECE_BYTES, TURN_BYTES, ROUND_BYTES) for by in (-1, 0, 1)}
+    {0, 1} | {edge + by for edge in (SMALL_BYTES, PIECE_BYTES, TURN_BYTES, 4 * TURN_BYTES) for by in (-1, 0, 1)}
 )
 SEED = 20261122
 
@@ -205,34 +206,28 @@ async def test_a_half_closed_client_that_reads_slowly_is_not_taken_for_gone(blob
         assert got == PATTERN
 
 
-async def test_fast_readers_share_the_loop_with_everybody_else(tmp_path: Path) -> None:
-    """However many can be written to, no more than ROUND_BYTES and one turn leave before the loop goes round."""
+async def test_bodies_take_turns_and_none_of_them_on_the_loop(tmp_path: Path) -> None:
+    """However many can be written to: what is sent at once is bounded, and never sent by the loop's own thread."""
     path = tmp_path / "blob"
     path.write_bytes(PATTERN * 4)
-    sent = [0]
+    sent: list[tuple[str, int]] = []
 
-    class Counting(Disk):
+    class Watched(Disk):
         def sendfile(self, out: int, fd: int, offset: int, n_bytes: int) -> int:
-            n = super().sendfile(out, fd, offset, n_bytes)
-            sent[-1] += n
+            sent.append((threading.current_thread().name, n := super().sendfile(out, fd, offset, n_bytes)))
             return n
-
-    def goes_round() -> None:
-        sent.append(0)
-        rounds[0] = asyncio.get_running_loop().call_soon(goes_round)
 
     async def read() -> None:
         async with connected(served.address, receive_buffer=4 << 20) as (reader, writer):
             writer.write(get())
             assert len(await body_of(reader)) == 4 * len(PATTERN)
 
-    rounds = [asyncio.get_running_loop().call_soon(goes_round)]
-    async with port(whole(path), disk=Counting(), limits=Limits(send_buffer_bytes=4 << 20)) as served:
+    async with port(whole(path), disk=Watched(), limits=Limits(send_buffer_bytes=4 << 20)) as served:
         await asyncio.gather(*(read() for _ in range(12)))
         await served.quiet()
-    rounds[0].cancel()
-    assert sum(sent) == 12 * 4 * len(PATTERN)
-    assert max(sent) <= ROUND_BYTES + TURN_BYTES
+    assert {name for name, _ in sent} == {"lane"}
+    assert max(n for _, n in sent) <= TURN_BYTES
+    assert sum(n for _, n in sent) == 12 * 4 * len(PATTERN)
 
 
 async def test_a_stalled_reader_is_cut_once_it_is_below_the_pace(blob: Path) -> None:
@@ -397,7 +392,7 @@ class Failing(Disk):
         return super().sendfile(out, fd, offset, min(n_bytes, self._beyond - offset))
 
 
-@pytest.mark.parametrize("is_resident", [True, False], ids=["on the loop", "in a thread"])
+@pytest.mark.parametrize("is_resident", [True, False], ids=["on a lane", "in a thread"])
 async def test_a_disk_that_fails_halfway_says_what_is_left_to_send(blob: Path, is_resident: bool) -> None:
     """EIO in the middle: the rest can be sent from elsewhere, and the client sees one body."""
     failing = Sender(ManualClock(), disk=Failing(300_000, is_resident=is_resident))
