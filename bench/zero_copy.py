@@ -56,7 +56,7 @@ async def _serve(way: str, path: Path, port: int) -> None:
     from proxy.web.serve import Sender
     from proxy.web.server import DataServer, Limits
 
-    sender = Sender(SystemClock())
+    sender = Sender(SystemClock(), n_lanes=int(os.environ.get("LANES", 0)) or None)
     size = path.stat().st_size
 
     class Blob:

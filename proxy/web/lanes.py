@@ -97,14 +97,18 @@ class Splice:
 
     def turn(self, selector: selectors.BaseSelector) -> bool:
         """Send once, and see to being called again when more can be sent; True when it is over. On the lane's thread."""
-        if not (self.is_dropped or self._is_done()):
-            if not self._is_watched:
-                selector.register(self._out, selectors.EVENT_WRITE, self)
-                self._is_watched = True
-            return False
+        if self.is_dropped or self._is_done():
+            return True
+        if not self._is_watched:
+            selector.register(self._out, selectors.EVENT_WRITE, self)
+            self._is_watched = True
+        return False
+
+    def end_on(self, selector: selectors.BaseSelector) -> None:
+        """Let go of the descriptors. On the lane's thread, once."""
+        self.is_ended = True
         if self._is_watched:  # before the descriptor is closed: epoll would go on reporting its twin
             selector.unregister(self._out)
-        return True
 
     def _is_done(self) -> bool:
         if self.offset >= self._warm_until:
@@ -228,7 +232,7 @@ class _Lane:
             is_over = True
         if not is_over:
             return
-        splice.is_ended = True
+        splice.end_on(self._selector)
         self._ended.append(splice)
         if not self._is_told:
             self._is_told = True
