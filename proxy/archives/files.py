@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from proxy.archives.folders import pieces_of
 from proxy.archives.tar import block_of, members_of
 from proxy.errors import BadArchive, BadRequest
 from proxy.oci import layout
@@ -98,11 +99,14 @@ class _Joined(io.RawIOBase):
 
 
 def plain_pieces(paths: Sequence[Path]) -> Iterator[bytes]:
-    """The archive in these files, unpacked, in pieces of at most 1 MiB.
+    """The archive in these files, unpacked, or the tar of a layout's folder, in pieces of at most 1 MiB.
 
     Raises BadArchive for damaged packing, BadRequest for a packing that is not read here, OSError when a file cannot be
     read.
     """
+    if paths[0].is_dir():
+        yield from pieces_of(paths[0])
+        return
     with io.BufferedReader(_Joined(paths), PIECE_BYTES) as packed:
         magic = packed.peek(8)[:8]
         for other, name in _OTHERS.items():
@@ -159,8 +163,8 @@ class Bundle:
         Raises BadArchive, BadRequest (for what cannot be read twice, too) or OSError.
         """
         for path in paths:
-            if path.exists() and not path.is_file():
-                raise BadRequest(f"{path} is not a file: archives are read twice, before they are believed")
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise BadRequest(f"{path} is no file: archives are read twice, before they are believed")
         seen = _Seen()
         for member in _stepped(members_of(_wrapped(plain_pieces(paths)), on_link=seen.link)):
             if member.name == layout.CONTENTS_FILE and not seen.sizes:

@@ -342,6 +342,34 @@ def test_archives_of_skopeo_are_taken(carried: Carried, origin: Origin, sealed: 
     assert done.report["images"][0]["reference"] == f"{TEST_HOST}/team/bare:7"
 
 
+def test_a_layout_in_a_folder_is_taken(carried: Carried, origin: Origin, sealed: Breakwater, scratch: Path) -> None:
+    """skopeo copy … oci:FOLDER, and what buildkit and others write: byte for byte; a link in it leads nowhere."""
+    folder = scratch / f"layout-{next(_SEED)}"
+    with Skopeo(scratch / f"skopeo-{next(_SEED)}", "127.0.0.1:9") as skopeo:
+        copy = [program("skopeo"), "--policy", str(skopeo._policy), "copy", "--all", "--src-tls-verify=false"]
+        run([*copy, f"docker://{origin.address}/team/app:1", f"oci:{folder}:{TEST_HOST}/team/folder:1"])
+    done = breakwater_command(sealed, "import", "--json", str(folder))
+    assert done.code == 0, done.err
+    assert [(each["reference"], each["digest"]) for each in done.report["images"]] == [
+        (f"{TEST_HOST}/team/folder:1", carried.app.digest)
+    ]
+    layer = next(path for path in (folder / "blobs" / "sha256").iterdir())
+    layer.rename(scratch / "elsewhere")
+    layer.symlink_to(scratch / "elsewhere")
+    done = breakwater_command(sealed, "import", str(folder))
+    assert (done.code, layer.name in done.err) == (1, True)
+    done = breakwater_command(sealed, "import", str(scratch))
+    assert (done.code, "no image layout" in done.err) == (1, True), done
+
+
+def test_a_pipe_is_told_no(carried: Carried, sealed: Breakwater) -> None:
+    """What can be read only once cannot be judged before it is kept."""
+    pipe = sealed.scratch / "pipe"
+    os.mkfifo(pipe)
+    done = breakwater_command(sealed, "import", str(pipe))
+    assert (done.code, "read twice" in done.err) == (1, True), done
+
+
 def test_archives_of_containerd_are_taken(carried: Carried, sealed: Breakwater, scratch: Path) -> None:
     """ctr images export: a layout and a manifest.json, as docker save writes them since version 25."""
     path = scratch / f"ctr-{next(_SEED)}.tar"

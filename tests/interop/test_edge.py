@@ -126,3 +126,41 @@ def test_when_the_middle_cannot_know_the_edge_does_not_claim_to(scratch: Path) -
             assert status in (502, 503, 504), body
             edge.stop_cleanly()
         datacenter.stop_cleanly()
+
+
+def test_what_the_datacenter_refuses_is_refused_at_the_edge(scratch: Path, origin: Origin) -> None:
+    """A rule in the middle holds behind it: 403, by tag and by digest, GET and HEAD, and what is sealed there is a 404
+    that is certain; neither is hidden, and neither is taken for an outage."""
+    here, name = scratch / f"refusing-{next(_SEED)}", f"team/edge-{next(_SEED)}"
+    wanted = origin.push(name, "1", multi_arch(next(_SEED), (10_000,)))
+    settings = upstreams_at(origin.url)
+    settings["upstreams"]["docker.io"] = {"url": "http://127.0.0.1:9", "sealed": True}
+    settings["policy"] = {"deny": [f"{TEST_HOST}/{name}"]}
+    with Breakwater(here / "datacenter", settings) as datacenter:
+        upstreams = {host: {"url": f"{datacenter.url}/v2/{host}"} for host in ("docker.io", TEST_HOST)}
+        with Breakwater(here / "edge", {"server": {"default_upstream": "docker.io"}, "upstreams": upstreams}) as edge:
+            for target in ("1", wanted.digest):
+                status, _, body = asked(edge, f"/v2/{TEST_HOST}/{name}/manifests/{target}")
+                assert (status, json.loads(body)["errors"][0]["code"]) == (403, "DENIED"), body
+            assert asked(edge, f"/v2/{TEST_HOST}/{name}/blobs/{wanted.children[0].blobs[1].digest}")[0] == 403
+            status, _, body = asked(edge, "/v2/docker.io/library/absent/manifests/1")
+            assert (status, json.loads(body)["errors"][0]["code"]) == (404, "MANIFEST_UNKNOWN")
+            edge.stop_cleanly()
+        datacenter.stop_cleanly()
+
+
+def test_conditions_and_heads_pass_faithfully(levels: Levels) -> None:
+    """What a client asks in another way than GET is answered the same at both levels, and costs the origin nothing."""
+    name = f"team/edge-{next(_SEED)}"
+    wanted = levels.origin.push(name, "1", multi_arch(next(_SEED), (10_000,)))
+    at, layer = f"/v2/{TEST_HOST}/{name}", wanted.children[0].blobs[1]
+    for path in (f"{at}/manifests/1", f"{at}/blobs/{layer.digest}"):
+        assert asked(levels.edge, path)[0] == 200
+    n_before = len(levels.origin.requests())
+    for breakwater in (levels.edge, levels.datacenter):
+        for path, digest in ((f"{at}/manifests/1", wanted.digest), (f"{at}/blobs/{layer.digest}", layer.digest)):
+            status, headers, body = asked(breakwater, path, **{"If-None-Match": f'"{digest}"'})
+            assert (status, body, headers["etag"]) == (304, b"", f'"{digest}"')
+        status, headers, _ = asked(breakwater, f"{at}/blobs/{layer.digest}", Range=f"bytes={len(layer.content)}-")
+        assert (status, headers["content-range"]) == (416, f"bytes */{len(layer.content)}")
+    assert len(levels.origin.requests()) == n_before

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -138,3 +144,35 @@ def test_the_list_in_the_settings_is_here_at_all_times(scratch: Path, origin: Or
             assert skopeo.pull(name, "1") == pushed.digest
         assert len(origin.requests()) == n_before
         mirror.stop_cleanly()
+
+
+def test_progress_is_told_for_each_image_and_in_all(scratch: Path, origin: Origin) -> None:
+    """Issue 8: bars on a terminal, each image's and one of all; plain lines elsewhere; with --json nothing but the
+    report."""
+    names = [f"library/shown-{next(_SEED)}" for _ in range(2)]
+    for name in names:
+        origin.push(name, "1", image(next(_SEED), (200 * KIB,)))
+    references = [f"docker.io/{name}:1" for name in names]
+    mirrors = [Breakwater(scratch / f"shown-{next(_SEED)}", upstreams_at(origin.url)) for _ in range(3)]
+
+    done = breakwater_command(mirrors[0], "prefetch", *references)
+    assert sorted(line.split()[:2] for line in done.err.splitlines()) == sorted(
+        [what, reference] for what in ("done", "resolved") for reference in references
+    )
+    assert "2 of 2 images whole" in done.out
+    assert breakwater_command(mirrors[1], "prefetch", "--json", *references).err == ""
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "proxy", "prefetch", "--config", str(mirrors[2].settings_path), *references]
+    with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs) as child:
+        os.close(theirs)
+        shown = b""
+        # The terminal's end is told by an error (tty_ioctl(4): hung up).
+        with contextlib.suppress(OSError):
+            while piece := os.read(ours, 4096):
+                shown += piece
+        os.close(ours)
+        assert child.wait(60) == 0
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode(errors="replace"))  # colours and moves (ECMA-48)
+    assert "in all" in plain
+    assert all(f"done     {reference}" in plain for reference in references), plain

@@ -11,7 +11,7 @@ from itertools import count
 import pytest
 
 from proxy.engine.pins import Pins
-from proxy.engine.prefetch import MAX_WAIT_S, N_ATTEMPTS, Filled, Prefetch
+from proxy.engine.prefetch import MAX_WAIT_S, N_ATTEMPTS, N_BLOBS, N_IMAGES, Filled, Prefetch
 from proxy.engine.walk import Scope
 from proxy.errors import Throttled
 from proxy.oci.digest import Digest
@@ -154,6 +154,52 @@ async def test_what_could_not_be_fetched_leaves_no_promise_behind() -> None:
         assert list(filled.missing) == [wanted.blobs[2].digest]
         assert Digest.parse(wanted.blobs[1].digest) not in fill.pins
         assert fill.pins.n_bytes == 0
+
+
+async def test_what_is_pinned_is_never_evicted_however_much_is_pulled() -> None:
+    """Issue 8: what is listed is here at all times; others come and go beside it, and unpinned it goes like them."""
+    async with filling(capacity=400 * KIB) as fill:
+        pinned = fill.put(APP, image(next(_SEED), (60 * KIB, 70 * KIB)))
+        assert (await fill.run(APP))[0].is_pinned
+        others = [Reference.parse(f"{HOST}/library/alpine:other-{n}") for n in range(8)]
+        for other in others:
+            fill.put(other, image(next(_SEED), (100 * KIB,)))
+            assert (await fill.run(other, pin=False))[0].missing == {}
+        assert fill.there.capacity.evicted_bytes > 0
+        digests = [Digest.parse(text) for text in (pinned.digest, *(blob.digest for blob in pinned.blobs))]
+        assert all([await fill.there.stored(digest) is not None for digest in digests])
+        await fill.pins.remove(str(APP))
+        for other in others:
+            assert (await fill.run(other, pin=False))[0].missing == {}
+        assert not any([await fill.there.stored(digest) for digest in digests])
+
+
+# -- pace --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_few_images_and_a_few_blobs_are_fetched_at_a_time() -> None:
+    """Parallel but polite: nodes find free places, whatever the length of the list."""
+    async with filling() as fill:
+        references = [Reference.parse(f"{HOST}/library/alpine:{n}") for n in range(3 * N_IMAGES)]
+        for reference in references:
+            fill.put(reference, image(next(_SEED), tuple(KIB for _ in range(2 * N_BLOBS))))
+        fill.upstream.gate = asyncio.Event()
+        running = asyncio.ensure_future(fill.run(*references, pin=False))
+
+        async def turns() -> None:
+            for _ in range(200):
+                await asyncio.sleep(0)
+
+        await turns()
+        assert fill.upstream.count("manifest") + fill.upstream.count("manifest head") == N_IMAGES
+        most = 0
+        while not running.done():
+            before, fill.upstream.gate = fill.upstream.gate, asyncio.Event()
+            before.set()
+            await turns()
+            most = max(most, sum(fill.upstream.open_bodies.values()))
+        assert most == N_BLOBS
+        assert all(filled.missing == {} for filled in await running)
 
 
 # -- patience ----------------------------------------------------------------------------------------------------------
