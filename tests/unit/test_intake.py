@@ -26,6 +26,7 @@ from proxy.oci.digest import Digest, Verifier
 from proxy.oci.layout import CONTENTS_FILE, INDEX_FILE, LAYOUT_FILE, maybe_blob
 from proxy.oci.names import Reference, Repository, Tag
 from proxy.ports import Member
+from proxy.rules.gates.allowlist import Rules
 from proxy.rules.globs import Glob
 from proxy.rules.ledger import on_disk
 from proxy.rules.quota import Allowance
@@ -266,6 +267,44 @@ async def test_an_image_that_is_not_whole_does_not_count() -> None:
         assert by_name[str(APP)]
 
 
+# -- policy ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lists", "rule"),
+    [
+        pytest.param(
+            {"deny": (Glob.parse("media-type:application/vnd.oci.image.layer.*"),)}, "media-type", id="a type"
+        ),
+        pytest.param({"max_blob": 20 * KIB}, "max_blob", id="a size"),
+        pytest.param({"deny": (Glob.parse(f"{HOST}/team/**"),)}, "team/**", id="a repository"),
+        pytest.param({"allow": (Glob.parse(f"{HOST}/team/app:2"),)}, "allow", id="a tag"),
+    ],
+)
+async def test_what_may_not_be_pulled_is_neither_imported_nor_exported(lists: dict[str, Any], rule: str) -> None:
+    """Promise 6: the same rules on every route to the bytes, whatever they look at; other projects lose nothing."""
+    other = image(next(_SEED), (10 * KIB,))
+    archive = await carried((TEAM, image(next(_SEED), (40 * KIB,))), (APP, other))
+    async with far() as (there, parts, _):
+        open_plan = there.pull.plan
+        strict = replace(open_plan, rules={**open_plan.rules, "team": Rules("team", **lists)})
+        there.pull.plan = strict
+        report = {each["reference"]: each["missing"] for each in (await taken(parts, archive))["images"]}
+        assert rule in next(iter(report[str(TEAM)].values()))
+        assert report[str(APP)] == {}
+        assert there.charges.book.of("team").used == 0
+        kept = {digest for digest, _ in there.ledger}
+        assert kept == {Digest.parse(text) for text in (other.digest, *(blob.digest for blob in other.blobs))}
+
+        there.pull.plan = open_plan
+        assert (await taken(parts, archive))["images"][0]["missing"] == {}
+        there.pull.plan = strict
+        plan = await Export(parts).plan([TEAM, APP], Scope())
+        missing = {image["reference"]: image["missing"] for image in plan.images}
+        assert rule in next(iter(missing[str(TEAM)].values()))
+        assert missing[str(APP)] == {}
+
+
 # -- capacity and pins -------------------------------------------------------------------------------------------------
 
 
@@ -319,7 +358,7 @@ async def test_every_order_ends_in_the_same_image(order: Any) -> None:
 @pytest.mark.parametrize("n", range(4), ids=["a child", "another", "the index", "a config"])
 async def test_a_wrong_hash_among_what_waits_is_refused_unwritten(n: int) -> None:
     """Every digest is verified before it is believed, in memory as on disk."""
-    archive = await carried((APP, multi_arch(next(_SEED), (5_000 * KIB,))))
+    archive = await carried((APP, multi_arch(next(_SEED), (50 * KIB,))))
     blobs = [at for at, (name, _) in enumerate(archive) if maybe_blob(name) is not None]
     name, body = archive[blobs[n]]
     archive[blobs[n]] = (name, bytes([body[0] ^ 1]) + body[1:])

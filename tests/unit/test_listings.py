@@ -178,3 +178,20 @@ async def test_a_sealed_upstream_has_what_is_here_and_says_that_it_is_sealed(ups
             with pytest.raises(error, match="sealed"):
                 await failing
         assert upstream.asked == []
+
+
+async def test_no_record_of_a_sealed_upstream_expires(upstream: FakeUpstream) -> None:
+    """Sealed: ten years on the tag, the list of tags and the manifest are what they were, unmarked; nobody is asked."""
+    strict = TagPolicy(tag_ttl_s=600.0, stale_if_error_s=0.0, sealed=True)
+    async with engine(upstream) as running:
+        before = await running.tags.resolve(route(), running.origin(), tag("a"))
+        upstream.asked.clear()
+        running.origins[HOST] = Origin(HOST, SealedUpstream(HOST), strict)
+        await running.clock.advance(2_000)
+        running.clock.jump(10 * 365 * 86_400)
+        after = await running.tags.resolve(route(), running.origin(), tag("a"))
+        assert (after.held.body, after.outcome, after.trouble) == (before.held.body, "hit", "")
+        assert (await tags(running))[0] == ("a",)
+        digest = before.held.descriptor.digest
+        assert (await running.manifests.get(route(), running.origin(), digest))[1] == "hit"
+        assert upstream.asked == []

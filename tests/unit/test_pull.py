@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from itertools import product
 from typing import Literal
 
 import pytest
 
 from proxy.engine.blobs import let_go
+from proxy.engine.explain import Explain
 from proxy.errors import Denied, UnknownBlob, UnknownManifest, UnknownName, Unreachable
 from proxy.oci.digest import Digest
 from proxy.oci.endpoints import BlobGet, ManifestGet, ReferrersList, RepositoryPath, TagsList
@@ -296,3 +298,29 @@ async def test_a_child_of_a_linked_index_is_linked() -> None:
         let_go(opened.source)
         assert everything.upstream.kinds() == ["blob"], "and it names the layer"
         await running.idle()
+
+
+async def test_a_referrer_is_judged_by_the_type_under_which_it_is_listed() -> None:
+    """distribution-spec, Listing Referrers: without an artifactType that is its config's. Pull, the referrers list and
+    explain must mean the same by it."""
+    signature = images.manifest(
+        images.Blob(b"{}", "application/vnd.test.config"),
+        [images.Blob(b"signed", "application/vnd.test.layer")],
+        extra={"subject": IMAGE.descriptor},
+    )
+    upstream = FakeUpstream()
+    upstream.put(IMAGE, "1")
+    digest = upstream.put(signature, "signature")
+    types = ("application/vnd.test.config", "application/vnd.test.layer")
+    lists = Rules("default", allow=tuple(Glob.parse(f"media-type:{each}") for each in types))
+    async with engine(upstream, rules=[lists]) as running:
+        asked = ManifestGet(path(), digest, None)
+        assert (await running.pull.manifest(asked)).held.body == signature.body
+        explain = Explain(lambda: running.pull.plan, running.links, running.store.records, running.charges)
+        assert (await explain.of(f"{HOST}/{ALPINE}@{digest}", ""))["verdict"] == "allow"
+        # The other way round: what is listed under a denied type is not to be had.
+        denied = Rules("default", deny=(Glob.parse(f"media-type:{types[0]}"),))
+        running.pull.plan = replace(running.pull.plan, rules={"default": denied})
+        with pytest.raises(Denied):
+            await running.pull.manifest(asked)
+        assert (await explain.of(f"{HOST}/{ALPINE}@{digest}", ""))["verdict"] == "deny"
