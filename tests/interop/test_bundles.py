@@ -288,17 +288,34 @@ def test_openssl_checks_the_same_signature(carried: Carried, scratch: Path) -> N
     run([*verify, "-in", str(scratch / "contents"), "-sigfile", f"{carried.path}.sig"])
 
 
-def test_an_import_that_cannot_fit_writes_nothing(scratch: Path) -> None:
-    """Judged by the contents, before the first byte is kept."""
+@pytest.mark.parametrize(
+    ("bound", "is_ours", "said"),
+    [
+        pytest.param("capacity", False, "raise store.capacity; nothing was written", id="the capacity, another tool's"),
+        pytest.param("quota", True, "more of the quota of project 'team'", id="a quota, ours"),
+        pytest.param("quota", False, "more of the quota of project 'team'", id="a quota, another tool's"),
+    ],
+)
+def test_an_import_that_cannot_fit_writes_nothing(scratch: Path, bound: str, is_ours: bool, said: str) -> None:
+    """Judged by the contents and the manifests, before the first byte is kept."""
     far = sealed_at(scratch / f"small-{next(_SEED)}")
-    far.settings_path.write_text(far.settings_path.read_text().replace('"8GiB"', '"4MiB"'))
     archive = scratch / f"big-{next(_SEED)}.tar"
     layout_archive(archive, image(next(_SEED), (100 * KIB, 5_000 * KIB)), f"{TEST_HOST}/team/big:1")
+    if is_ours:
+        near, archive_ = sealed_at(scratch / f"near-{next(_SEED)}"), scratch / f"ours-{next(_SEED)}.tar"
+        assert breakwater_command(near, "import", str(archive)).code == 0
+        assert breakwater_command(near, "export", "-o", str(archive_), f"{TEST_HOST}/team/big:1").code == 0
+        archive = archive_
+    text = far.settings_path.read_text()
+    if bound == "capacity":
+        text = text.replace('"8GiB"', '"4MiB"')
+    else:
+        text += f'\n[projects.team]\nmatch = ["{TEST_HOST}/team/**"]\nquota = "4MiB"\n'
+    far.settings_path.write_text(text)
     done = breakwater_command(far, "import", str(archive))
     assert done.code == 1
-    assert "raise store.capacity; nothing was written" in done.err
-    files = [path for path in (far.store / "breakwater" / "blobs").rglob("*") if path.is_file()]
-    assert files == []
+    assert said in done.err
+    assert stored_blobs(far) == []
 
 
 def test_pins_beyond_the_capacity_are_refused(carried: Carried, scratch: Path) -> None:

@@ -84,6 +84,25 @@ spec:
         mirror.stop_cleanly()
 
 
+def test_pins_are_listed_and_let_go_of(mirror: Breakwater, origin: Origin) -> None:
+    """breakwater pins and unpin, with a server and without one; what is not pinned is told, exit code 1."""
+    name = f"library/pinned-{next(_SEED)}"
+    origin.push(name, "1", image(next(_SEED), (20 * KIB,)))
+    reference = f"docker.io/{name}:1"
+    assert breakwater_command(mirror, "prefetch", "--pin", reference).code == 0
+    [pin] = breakwater_command(mirror, "pins", "--json").report["pins"]
+    assert (pin["reference"], pin["digests"], pin["listed"]) == (reference, 3, False)
+    assert reference in breakwater_command(mirror, "pins").out
+
+    absent = breakwater_command(mirror, "unpin", f"{name}:2")
+    assert (absent.code, "nothing that is pinned is called" in absent.err) == (1, True)
+    done = breakwater_command(mirror, "unpin", "--json", name.removeprefix("library/") + ":1")
+    assert [each["reference"] for each in done.report["unpinned"]] == [reference]
+    assert breakwater_command(mirror, "pins", "--json").report == {"pins": [], "kept_bytes": 0}
+    again = breakwater_command(mirror, "prefetch", "--json", reference)
+    assert again.report["images"][0]["fetched_bytes"] == 0, "letting go deletes nothing"
+
+
 def test_only_the_platforms_asked_for_are_fetched(mirror: Breakwater, origin: Origin) -> None:
     """--platform: the index whole, and the children of other platforms left out."""
     name = f"team/one-{next(_SEED)}"
