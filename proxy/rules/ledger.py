@@ -17,10 +17,9 @@ Rejected: reference counts instead of an order (they say what may go, not what s
 that twenty images share is none of theirs, and blobs that were asked for without a manifest would have no place);
 asking the records on disk at each eviction (a thousand files read to delete one).
 
-A million blobs must fit beside everything else in 300 MiB (performance.md P5). So an entry is not an object: numbers in
-arrays, and one table from the digest's bytes to the number: 210 bytes in all, measured with a million, where an
-OrderedDict of digests takes 350. What a manifest names costs four bytes a name, and an entry of its own for what is not
-stored.
+A million blobs must fit beside everything else in 300 MiB (performance.md P5). So an entry is not an object but a number
+in a few arrays (table.py): 75 bytes in all, measured with a million. What a manifest names costs four bytes a name, and
+an entry of its own for what is not stored.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from heapq import merge
 
-from proxy.oci.digest import ALGORITHMS, Digest
+from proxy.oci.digest import Digest
+from proxy.rules.table import Ring, Table
 
 #: What a file costs beyond its bytes, at most: the rounding of the common file systems.
 BLOCK_BYTES = 4096
@@ -43,7 +43,6 @@ MOST_LOOKED_AT = 2_000
 _KNOWN, _NOW = 1 << 60, 1 << 61
 #: Entries put in order by age in one step.
 _STEP = 4_000
-_ALGORITHM_OF = {length // 2: algorithm for algorithm, length in ALGORITHMS.items()}
 _NOT_STORED = -1
 
 
@@ -81,18 +80,16 @@ class Ledger:
         self.reserved = 0
         self.uncounted = uncounted
         self._n_stored = 0
-        self._numbers: dict[bytes, int] = {}
-        # By number; 0 is the head of the ring.
-        self._keys: list[bytes] = [b""]
+        self._table = Table()
+        #: What is stored, least recently used first.
+        self._ring = Ring()
+        # By number.
         self._sizes = array("q", [_NOT_STORED])
         self._used = array("Q", [0])
-        self._before = array("I", [0])
-        self._after = array("I", [0])
         #: One manifest that names it, or 0; where there are more, all of them are in `_namers`.
         self._namer = array("I", [0])
         self._namers: dict[int, set[int]] = {}
         self._named: dict[int, array[int]] = {}
-        self._unused: list[int] = []
         self._n_touched = _NOW
         self._n_known = _KNOWN
         #: The last entry that was not used since the start; 0 for none.
@@ -121,21 +118,21 @@ class Ledger:
     def batches(self, n: int) -> Iterator[list[tuple[Digest, int]]]:
         """The same, `n` at a time. What is touched meanwhile may come twice, what is dropped may have come already."""
         reached = 0
-        number = self._after[0]
+        after = self._ring.after
+        number = after[0]
         while number:
             batch: list[tuple[Digest, int]] = []
             while number and len(batch) < n:
                 batch.append((self._digest(number), self._sizes[number]))
                 reached = self._used[number]
-                last, number = number, self._after[number]
-            key = self._keys[last]
+                last, number = number, after[number]
             yield batch
-            if self._numbers.get(key) == last and self._sizes[last] != _NOT_STORED and self._used[last] == reached:
-                number = self._after[last]
+            if self._number(batch[-1][0]) == last and self._used[last] == reached:
+                number = after[last]
             else:  # it moved or went: go on behind what is as old
-                number = self._after[0]
+                number = after[0]
                 while number and self._used[number] <= reached:
-                    number = self._after[number]
+                    number = after[number]
 
     # -- room ---------------------------------------------------------------------------------------------------------
 
@@ -207,7 +204,9 @@ class Ledger:
         used, runs = self._used, []
         for start in range(1, len(used), _STEP):
             some = range(start, min(start + _STEP, len(used)))
-            runs.append(sorted((n for n in some if self._is_unknown(n)), key=used.__getitem__, reverse=True))
+            runs.append(
+                array("I", sorted((n for n in some if self._is_unknown(n)), key=used.__getitem__, reverse=True))
+            )
             yield
         for n, number in enumerate(merge(*runs, key=used.__getitem__, reverse=True)):
             if self._is_unknown(number):  # nobody has used it meanwhile
@@ -269,7 +268,7 @@ class Ledger:
 
     def namers(self, digest: Digest) -> list[Digest]:
         """The stored manifests that name it, directly or through another, outermost first."""
-        number = self._numbers.get(bytes.fromhex(digest.hex), 0)
+        number = self._table.find(digest)
         return [self._digest(each) for each in reversed(self._above(number))] if number else []
 
     # -- who goes -----------------------------------------------------------------------------------------------------
@@ -289,10 +288,10 @@ class Ledger:
         missing = n_bytes - self.free
         chosen: dict[int, None] = {}
         passed: list[int] = []
-        number, n_looked_at = self._after[0], 0
+        number, n_looked_at = self._ring.after[0], 0
         while number and missing > 0 and len(chosen) < most and n_looked_at < MOST_LOOKED_AT:
             n_looked_at += 1
-            following = self._after[number]
+            following = self._ring.after[number]
             if number not in chosen:
                 image = self._image(number, kept)
                 if image is None:
@@ -376,30 +375,18 @@ class Ledger:
 
     def _number(self, digest: Digest) -> int:
         """The entry of a stored blob, or 0."""
-        number = self._numbers.get(bytes.fromhex(digest.hex), 0)
+        number = self._table.find(digest)
         return number if self._sizes[number] != _NOT_STORED else 0
 
     def _digest(self, number: int) -> Digest:
-        key = self._keys[number]
-        return Digest(_ALGORITHM_OF[len(key)], key.hex())
+        return self._table.digest(number)
 
     def _entry(self, digest: Digest) -> int:
-        key = bytes.fromhex(digest.hex)
-        number = self._numbers.get(key)
-        if number is not None:
-            return number
-        if self._unused:
-            number = self._unused.pop()
-            self._keys[number] = key
-        else:
-            number = len(self._keys)
-            self._keys.append(key)
+        number = self._table.add(digest)
+        if number == len(self._sizes):
             self._sizes.append(_NOT_STORED)
             self._used.append(0)
-            self._before.append(0)
-            self._after.append(0)
             self._namer.append(0)
-        self._numbers[key] = number
         return number
 
     def _is_unknown(self, number: int) -> bool:
@@ -425,23 +412,18 @@ class Ledger:
     def _free_if_unknown(self, number: int) -> None:
         """Give the entry back when it is neither stored nor named."""
         if self._sizes[number] == _NOT_STORED and not self._namer[number]:
-            del self._numbers[self._keys[number]]
-            self._keys[number] = b""
+            self._table.free(number)
             self._used[number] = 0
-            self._unused.append(number)
 
     def _link_last(self, number: int) -> None:
         self._n_touched += 1
-        self._link(number, self._before[0], self._n_touched)
+        self._link(number, self._ring.before[0], self._n_touched)
 
     def _link(self, number: int, behind: int, used: int) -> None:
-        following = self._after[behind]
-        self._before[number], self._after[number] = behind, following
-        self._after[behind] = self._before[following] = number
+        self._ring.link(number, behind)
         self._used[number] = used
 
     def _unlink(self, number: int) -> None:
-        before, after = self._before[number], self._after[number]
-        self._after[before], self._before[after] = after, before
+        self._ring.unlink(number)
         if self._border == number:
-            self._border = before
+            self._border = self._ring.before[number]

@@ -6,17 +6,23 @@ and what one of them evicts would be gone for all. Sizes are exact, not rounded 
 what is paid.
 
 `charged + reserved <= quota` at every moment: room is reserved before a fetch begins and judged for each project that
-joins it. Order of use is the order of a table, kept by touching, never by a clock.
+joins it. Order of use is the order of a ring, kept by touching, never by a clock.
+
+A charge takes 60 bytes (table.py). Who else pays for a blob is asked of the other accounts where it matters, at
+deletions, and not counted beside them: a count for each blob cost as much as the charges did.
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from array import array
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from proxy.oci.digest import Digest
+from proxy.rules.table import Ring, Table
+
+_NOT_PAID = -1
 
 #: What happens when a quota is spent: make room among one's own, serve without keeping, or refuse.
 OnFull = Literal["evict", "bypass", "deny"]
@@ -39,21 +45,36 @@ class Account:
         self.reserved = 0
         #: How often something was no longer paid for: while this stands still, what was paid for is.
         self.n_dropped = 0
-        self._charges: OrderedDict[Digest, int] = OrderedDict()
+        self._table = Table()
+        #: Least recently used first.
+        self._ring = Ring()
+        #: What is paid, in bytes, by number.
+        self._sizes = array("q", [_NOT_PAID])
 
     def __repr__(self) -> str:
         quota = self.allowance.quota
         return f"<Account {self.charged} charged + {self.reserved} reserved of {quota}, {len(self)} blobs>"
 
     def __len__(self) -> int:
-        return len(self._charges)
+        return len(self._table)
 
     def __contains__(self, digest: Digest) -> bool:
-        return digest in self._charges
+        return self._table.find(digest) != 0
 
     def __iter__(self) -> Iterator[tuple[Digest, int]]:
-        """What is paid for, with sizes in bytes, least recently used first."""
-        return iter(self._charges.items())
+        """What is paid for, with sizes in bytes, least recently used first. Nothing may change meanwhile."""
+        number = self._ring.after[0]
+        while number:
+            yield self._table.digest(number), self._sizes[number]
+            number = self._ring.after[number]
+
+    def batches(self, n: int) -> Iterator[list[tuple[Digest, int]]]:
+        """The same in no order, about `n` at a time. What changes meanwhile may or may not be among it."""
+        start = 1
+        while start < len(self._sizes):
+            some = range(start, min(start + n, len(self._sizes)))
+            start = some.stop
+            yield [(self._table.digest(each), self._sizes[each]) for each in some if self._sizes[each] != _NOT_PAID]
 
     @property
     def used(self) -> int:
@@ -67,36 +88,50 @@ class Account:
 
     def size_of(self, digest: Digest) -> int | None:
         """What is paid for it, in bytes, or None."""
-        return self._charges.get(digest)
+        number = self._table.find(digest)
+        return self._sizes[number] if number else None
 
     def touch(self, digest: Digest) -> bool:
         """Make it the most recently used. False when it is not paid for here."""
-        if digest not in self._charges:
-            return False
-        self._charges.move_to_end(digest)
-        return True
+        number = self._table.find(digest)
+        if number:
+            self._ring.unlink(number)
+            self._ring.link(number, self._ring.before[0])
+        return number != 0
 
     def add(self, digest: Digest, size: int) -> None:
         """Pay for it. It must fit, and must not be paid for yet."""
-        self._charges[digest] = size
+        number = self._table.add(digest)
+        if number == len(self._sizes):
+            self._sizes.append(size)
+        else:
+            self._sizes[number] = size
+        self._ring.link(number, self._ring.before[0])
         self.charged += size
 
     def drop(self, digest: Digest) -> int | None:
         """Stop paying for it; returns what was paid, or None."""
-        size = self._charges.pop(digest, None)
+        number = self._table.find(digest)
+        if not number:
+            return None
+        size = self._sizes[number]
         self.n_dropped += 1
-        self.charged -= size or 0
+        self._ring.unlink(number)
+        self._sizes[number] = _NOT_PAID
+        self._table.free(number)
+        self.charged -= size
         return size
 
     def coldest(self, n_bytes: int, kept: Container[Digest]) -> tuple[list[Digest], int]:
         """The least recently used charges that come to `n_bytes` or more, `kept` ones left out; and what is missing."""
         chosen: list[Digest] = []
-        for digest, size in self._charges.items():
-            if n_bytes <= 0:
-                break
+        number = self._ring.after[0]
+        while number and n_bytes > 0:
+            digest = self._table.digest(number)
             if digest not in kept:
                 chosen.append(digest)
-                n_bytes -= size
+                n_bytes -= self._sizes[number]
+            number = self._ring.after[number]
         return chosen, max(0, n_bytes)
 
 
@@ -116,7 +151,6 @@ class Book:
     def __init__(self, allowances: Mapping[str, Allowance] | None = None) -> None:
         self._allowances: Mapping[str, Allowance] = allowances or {}
         self._accounts = {project: Account(allowance) for project, allowance in self._allowances.items()}
-        self._n_payers: Counter[Digest] = Counter()
 
     def __iter__(self) -> Iterator[tuple[str, Account]]:
         """Projects that have an account, in order of name."""
@@ -139,7 +173,7 @@ class Book:
 
     def is_paid(self, digest: Digest) -> bool:
         """Whether any project pays for it."""
-        return digest in self._n_payers
+        return any(digest in account for account in self._accounts.values())
 
     # -- promises ---------------------------------------------------------------------------------------------------
 
@@ -183,22 +217,13 @@ class Book:
         account = self.of(project)
         if digest not in account:
             account.add(digest, size)
-            self._n_payers[digest] += 1
 
     def drop(self, project: str, digest: Digest) -> bool:
         """The project stops paying for it. False when it did not pay."""
-        if self.of(project).drop(digest) is None:
-            return False
-        if self._n_payers[digest] == 1:
-            del self._n_payers[digest]
-        else:
-            self._n_payers[digest] -= 1
-        return True
+        return self.of(project).drop(digest) is not None
 
     def gone(self, digest: Digest) -> list[str]:
         """The blob was deleted: nobody pays for it any more. Returns who did."""
-        if digest not in self._n_payers:
-            return []
         return [project for project in self._accounts if self.drop(project, digest)]
 
     def over(self, project: str, kept: Container[Digest]) -> list[Digest]:
