@@ -253,16 +253,23 @@ class Records(Protocol):
 class ChargeJournal(Protocol):
     """What each project pays for, as an append-only list of changes. A damaged line costs that line alone."""
 
-    async def load(self) -> Mapping[str, Sequence[tuple[Digest, int]]]:
-        """Project -> the digests it pays for, with sizes in bytes: the last change of each. Raises Unavailable."""
+    def changes(self) -> AsyncIterator[tuple[str, Sequence[tuple[Digest, int | None]]]]:
+        """Every change of every project, in the order of their writing, some at a time: the last of each digest counts.
+
+        Raises Unavailable.
+        """
         ...
 
     async def append(self, project: str, changes: Sequence[tuple[Digest, int | None]]) -> None:
         """Durable when it returns; None means that it no longer pays. Raises OutOfSpace or Unavailable."""
         ...
 
-    async def rewrite(self, project: str, charges: Sequence[tuple[Digest, int]]) -> None:
-        """Replace all that was said of the project; the old list stands until the new one is durable. Raises alike."""
+    async def rewrite(self, project: str, changes: Iterable[Sequence[tuple[Digest, int | None]]]) -> None:
+        """Replace all that was said of the project; the old list stands until the new one is durable. Raises alike.
+
+        `changes` is asked for one batch after the other, on this loop, with others running in between.
+        """
+        ...
 
 
 class Notes(Protocol):

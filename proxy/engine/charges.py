@@ -6,12 +6,16 @@ the deletion of what nobody pays for any more; and a journal on disk, so that a 
 The journal is written ahead: a charge that counts against a quota is durable before the blob has its name, and is taken
 back only after the blob is gone. So a crash never leaves a blob that somebody with a quota has for free, but at most a
 charge for a blob that is not there; the recount after the next start finds those, repairs them and says so.
+
+A start does not wait for the journals: with a million charges they take seconds to read. Until they are read nothing is
+known of what a project with a quota has spent, so a transfer for it waits a little and then is passed through and not
+kept; what is stored is read without being judged, and a manifest let through. Projects without a quota notice nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cachetools import TTLCache
@@ -34,8 +38,12 @@ ADMITTED_FOR_S = 900.0
 MAX_ADMITTED = 20_000
 #: A journal is written anew when it has this many lines, and four for each charge.
 MIN_LINES = 20_000
-#: Charges looked at in one turn of the loop while recounting.
-RECOUNT_STEP = 5_000
+#: Charges looked at in one turn of the loop while recounting, or on their way into a journal that is written anew.
+RECOUNT_STEP = 1_000
+#: How long a start waits for the journals: small ones are read by then, and nobody need know that they were not.
+START_PATIENCE_S = 0.1
+#: How long a transfer for a project with a quota waits for them before it is passed through.
+LOAD_PATIENCE_S = 2.0
 
 
 class Tab:
@@ -62,7 +70,7 @@ class Tab:
             return
         if self._is_settled:
             self._charges.use(project, self._digest)
-        elif size is None:
+        elif size is None or not self._charges.knows(project):
             self._undecided[project] = None
         elif (self._is_unkept or not self._promise(project, size)) and not is_admitted:
             self._charges.refuse_unless_admitted(project, self._digest, size)
@@ -70,6 +78,7 @@ class Tab:
     async def secure(self, size: int | None) -> None:
         """The size is known now, or never will be: judge again where it differs from what was said. Returns when there
         is room. Raises OverQuota when no project that joined can pay."""
+        await self._charges.known_to_all((*self._promised, *self._undecided))
         for project in (*self._promised, *self._undecided):
             promised = self._promised.pop(project, None)
             if promised is not None:
@@ -170,16 +179,68 @@ class Charges:
         self._full: set[str] = set()
         self._writing = asyncio.Lock()
         self._sweeping = asyncio.Lock()
+        self._loaded = asyncio.Event()
+        self._load_until = clock.monotonic() + LOAD_PATIENCE_S
+        #: What was charged, uncharged and deleted while the journals are read: they know nothing of it.
+        self._meanwhile: set[tuple[str, Digest]] = set()
+        self._gone_meanwhile: set[Digest] = set()
         capacity.on_gone = self.gone
 
     # -- a start, and what runs behind ------------------------------------------------------------------------------
 
+    async def begin(self) -> None:
+        """Read the journals in the background. Returns when they are read, or after a moment."""
+        loading = self._owner.spawn_background(self._load_quietly(), "read what projects pay for")
+        try:
+            async with self._owner.deadline(self._clock, START_PATIENCE_S):
+                await asyncio.shield(loading)
+        except TimeoutError:
+            pass
+
+    async def _load_quietly(self) -> None:
+        try:
+            await self.load()
+        except StoreError as error:
+            self._load_until = self._clock.monotonic()  # waiting would not help
+            self._observe(
+                Noticed("error", f"nothing new is kept for projects with a quota, whose use is not known: {error}")
+            )
+
     async def load(self) -> None:
         """Read the journals. Raises Unavailable when the disk fails."""
-        for project, charges in (await self._journal.load()).items():
-            for digest, size in charges:
-                self.book.adopt(project, digest, size)
-            self._n_lines[project] = len(charges)
+        async for project, changes in self._journal.changes():
+            self._n_lines[project] = self._n_lines.get(project, 0) + len(changes)
+            for digest, size in changes:
+                if (project, digest) in self._meanwhile or self.book.of(project).size_of(digest) == size:
+                    continue
+                self.book.drop(project, digest)
+                if size is not None:
+                    self.book.adopt(project, digest, size)
+        self._loaded.set()
+        self.gone(digest for digest in self._gone_meanwhile if digest not in self._capacity.ledger)
+        self._meanwhile.clear()
+        self._gone_meanwhile.clear()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the book knows all that the journals said."""
+        return self._loaded.is_set()
+
+    def knows(self, project: str) -> bool:
+        """Whether it can be said what this project may still spend."""
+        return self.is_loaded or self.book.of(project).allowance.quota is None
+
+    async def known_to_all(self, projects: Iterable[str]) -> None:
+        """Return when the projects' use is known, or when that has had its time."""
+        if all(map(self.knows, projects)):
+            return
+        patience_s = self._load_until - self._clock.monotonic()
+        if patience_s > 0:
+            try:
+                async with self._owner.deadline(self._clock, patience_s):
+                    await self._loaded.wait()
+            except TimeoutError:
+                pass
 
     def start(self) -> None:
         """Recount when the store has been counted, and keep the journal written, in the background."""
@@ -204,19 +265,19 @@ class Charges:
 
     async def _recount_once(self) -> None:
         await self._capacity.counted()
+        await self._loaded.wait()
         await self.recount()
         self._trim()
 
     async def recount(self) -> Sequence[Drift]:
-        """Compare every charge with what is stored, repair what differs and report it. The store must be counted."""
+        """Compare every charge with what is stored, repair what differs and report it. The store must be counted, and
+        the journals read."""
         found = []
         await self._put_in_order()
         for project, account in self.book:
             drift = Drift(project, 0, 0, 0)
-            digests = [digest for digest, _ in account]
-            for start in range(0, len(digests), RECOUNT_STEP):
-                step = digests[start : start + RECOUNT_STEP]
-                true = [(digest, self._capacity.ledger.size_of(digest)) for digest in step]
+            for batch in account.batches(RECOUNT_STEP):
+                true = [(digest, self._capacity.ledger.size_of(digest)) for digest, _ in batch]
                 some = self.book.recount(project, true)
                 for digest, size in true:
                     if size is None or account.size_of(digest) != size:
@@ -256,7 +317,7 @@ class Charges:
 
         Raises Denied where it cannot, refuses when full, and did not admit a manifest that names it.
         """
-        if self.book.of(project).touch(digest):
+        if self.book.of(project).touch(digest) or not self.knows(project):
             return
         size = self._capacity.ledger.size_of(digest)
         if size is None:
@@ -276,14 +337,15 @@ class Charges:
         if account.allowance.on_full != "deny" or account.allowance.quota is None:
             return
         all_of_it = (manifest, *parts)
-        gate.check_manifest(account, project, what, all_of_it)
+        if self.is_loaded:
+            gate.check_manifest(account, project, what, all_of_it)
         for part in all_of_it:
             self._admitted[(project, part.digest)] = None
 
     def refuse_unless_admitted(self, project: str, digest: Digest, size: int) -> None:
         """Raise Denied where a full project refuses, unless the digest belongs to a manifest that was let through."""
         account = self.book.of(project)
-        if account.allowance.on_full == "deny" and (project, digest) not in self._admitted:
+        if account.allowance.on_full == "deny" and self.is_loaded and (project, digest) not in self._admitted:
             gate.refuse(account, project, str(digest), size)
 
     def open(self, digest: Digest) -> Tab:
@@ -307,7 +369,10 @@ class Charges:
     # -- for tabs ---------------------------------------------------------------------------------------------------
 
     def reserve(self, project: str, n_bytes: int) -> bool:
-        """Promise bytes of a project's quota, evicting among its own where it says so. False when they do not fit."""
+        """Promise bytes of a project's quota, evicting among its own where it says so. False when they do not fit, or
+        nobody knows yet."""
+        if not self.knows(project):
+            return False
         dropped = self.book.reserve(project, n_bytes, self._capacity.kept)
         if dropped is None:
             self._say_full(project)
@@ -325,15 +390,22 @@ class Charges:
 
     def note(self, project: str, digest: Digest, size: int) -> None:
         """To be written: the project pays."""
-        self._unwritten.setdefault(project, {})[digest] = size
+        self._note(project, digest, size)
 
     def note_unpaid(self, project: str, digest: Digest) -> None:
         """To be written: the project does not pay, or no longer; unless it does."""
-        self._unwritten.setdefault(project, {})[digest] = self.book.of(project).size_of(digest)
+        self._note(project, digest, self.book.of(project).size_of(digest))
+
+    def _note(self, project: str, digest: Digest, size: int | None) -> None:
+        self._unwritten.setdefault(project, {})[digest] = size
+        if not self.is_loaded:
+            self._meanwhile.add((project, digest))
 
     def gone(self, digests: Iterable[Digest]) -> None:
         """These blobs were deleted, for whatever reason: nobody pays for them any more."""
         for digest in digests:
+            if not self.is_loaded:
+                self._gone_meanwhile.add(digest)
             for project in self.book.gone(digest):
                 self.note_unpaid(project, digest)
 
@@ -356,16 +428,21 @@ class Charges:
     async def _write(self, project: str, changes: Mapping[Digest, int | None]) -> None:
         account = self.book.of(project)
         n_lines = self._n_lines.get(project, 0) + len(changes)
-        if n_lines > max(MIN_LINES, 4 * len(account)):
-            # Ahead of the book are the charges of transfers about to commit; behind it, of blobs about to be deleted.
-            kept = {digest: payers[project] for digest, payers in self._doomed.items() if project in payers}
-            kept |= dict(account)
-            kept |= {digest: size for digest, size in changes.items() if size is not None}
-            await self._journal.rewrite(project, list(kept.items()))
-            n_lines = len(kept)
+        if self.is_loaded and n_lines > max(MIN_LINES, 4 * len(account)):
+            await self._journal.rewrite(project, self._all_of(project, changes))
+            n_lines = len(account) + len(changes)
         else:
             await self._journal.append(project, list(changes.items()))
         self._n_lines[project] = n_lines
+
+    def _all_of(
+        self, project: str, changes: Mapping[Digest, int | None]
+    ) -> Iterator[Sequence[tuple[Digest, int | None]]]:
+        """What a new journal of a project says, a little at a time: what changes meanwhile is noted and appended."""
+        yield from self.book.of(project).batches(RECOUNT_STEP)
+        # Behind the book are blobs about to be deleted; ahead of it, the charges of transfers about to commit.
+        yield [(digest, payers[project]) for digest, payers in self._doomed.items() if project in payers]
+        yield list(changes.items())
 
     # -- what nobody pays for ---------------------------------------------------------------------------------------
 
@@ -383,6 +460,8 @@ class Charges:
     async def sweep(self) -> None:
         """Delete what nobody pays for any more. What is being read at this moment is left for the next time."""
         async with self._sweeping:
+            if not self.is_loaded:
+                return  # others may pay for it
             doomed, kept = self._doomed, self._capacity.kept
             going = [digest for digest in doomed if digest not in kept and not self.book.is_paid(digest)]
             # A manifest does not outlive what it names, whoever pays for it: it would promise what is not here.

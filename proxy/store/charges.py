@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import stat
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from proxy.errors import InvalidDigest
 from proxy.oci.digest import Digest
-from proxy.store.checked_file import Ground, WholeFiles
+from proxy.store.checked_file import Draft, Ground, WholeFiles
 from proxy.store.filesystem import is_ours, kind_of, meaning
 from proxy.store.layout import NOT_OURS, is_project
 
-#: What is read in one step.
-_STEP = 1 << 20
+#: Bytes read in one step, some 700 lines: a few milliseconds in which the thread keeps the interpreter to itself.
+_STEP = 64 << 10
 
 
 class DiskCharges:
@@ -37,47 +37,63 @@ class DiskCharges:
 
     # what the port asks for
 
-    async def load(self) -> Mapping[str, Sequence[tuple[Digest, int]]]:
+    async def changes(self) -> AsyncIterator[tuple[str, Sequence[tuple[Digest, int | None]]]]:
         """See ports.ChargeJournal. What cannot be a journal is quarantined."""
-        return await self._workers.run("reads", self._load)
+        for project in await self._workers.run("reads", self._projects):
+            reading = _Reading()
+            while changes := await self._workers.run("reads", self._some_of, project, reading):
+                yield project, changes
+            if reading.n_bad:
+                self._quarantine.report(f"{reading.n_bad} damaged lines of charges/{project} were passed over")
 
     async def append(self, project: str, changes: Sequence[tuple[Digest, int | None]]) -> None:
         """See ports.ChargeJournal. What a failed write has left at the end of the file is passed over by readers."""
         await self._workers.run("syncs", self._append, _checked(project), changes)
 
-    async def rewrite(self, project: str, charges: Sequence[tuple[Digest, int]]) -> None:
+    async def rewrite(self, project: str, changes: Iterable[Sequence[tuple[Digest, int | None]]]) -> None:
         """See ports.ChargeJournal."""
-        await self._workers.run("syncs", self._rewrite, _checked(project), charges)
+        name = _checked(project)
+        draft = await self._workers.run("syncs", self._begun, name)
+        try:
+            for some in changes:
+                await self._workers.run("syncs", self._written, draft, name, some)
+            await self._workers.run("syncs", self._published, draft, name)
+        finally:
+            if self._workers.is_closed:
+                draft.close()
+            else:
+                self._workers.start("syncs", draft.close)
 
     # in a worker thread
 
-    def _load(self) -> dict[str, list[tuple[Digest, int]]]:
-        at, found = self._at, {}
+    def _projects(self) -> list[str]:
+        at, found = self._at, []
         try:
             for name in sorted(self._fs.names(at)):
                 if name in NOT_OURS:
                     continue
-                if not is_project(name) or not is_ours(self._fs.look(at, name)):
-                    what = kind_of(self._fs.look(at, name)) if is_project(name) else "no project's name"
-                    self._quarantine.take(at, name, f"charges had {what}, {name[:150]!r}")
+                if is_project(name) and is_ours(self._fs.look(at, name)):
+                    found.append(name)
                     continue
-                charges, n_bad = _read(self._content(at, name))
-                found[name] = list(charges.items())
-                if n_bad:
-                    self._quarantine.report(f"{n_bad} damaged lines of charges/{name} were passed over")
+                what = kind_of(self._fs.look(at, name)) if is_project(name) else "no project's name"
+                self._quarantine.take(at, name, f"charges had {what}, {name[:150]!r}")
         except OSError as error:
             raise meaning(error, "cannot read what projects pay for") from error
         return found
 
-    def _content(self, at: int, name: str) -> bytes:
-        fd = self._fs.open_file(at, name)
+    def _some_of(self, project: str, reading: _Reading) -> list[tuple[Digest, int | None]]:
+        """The next changes, or none at the end. Opened each time: a file that is written anew meanwhile is another."""
         try:
-            content = bytearray()
-            while piece := self._fs.read(fd, _STEP, len(content)):
-                content += piece
-            return bytes(content)
-        finally:
-            self._fs.close(fd)
+            fd = self._fs.open_file(self._at, project)
+            try:
+                while piece := self._fs.read(fd, _STEP, reading.n_bytes):
+                    if changes := reading.take(piece):
+                        return changes
+                return reading.finish()
+            finally:
+                self._fs.close(fd)
+        except OSError as error:
+            raise meaning(error, "cannot read what projects pay for") from error
 
     def _append(self, project: str, changes: Sequence[tuple[Digest, int | None]]) -> None:
         at = self._at
@@ -98,14 +114,26 @@ class DiskCharges:
             if is_new:
                 self._fs.fsync_folder(at)
         except OSError as error:
-            raise meaning(error, f"cannot write what project {project!r} pays for") from error
+            raise _unwritten(error, project) from error
 
-    def _rewrite(self, project: str, charges: Sequence[tuple[Digest, int]]) -> None:
+    def _begun(self, project: str) -> Draft:
+        try:
+            return self._files.begin()
+        except OSError as error:
+            raise _unwritten(error, project) from error
+
+    def _written(self, draft: Draft, project: str, changes: Sequence[tuple[Digest, int | None]]) -> None:
+        try:
+            draft.append(_lines(changes))
+        except OSError as error:
+            raise _unwritten(error, project) from error
+
+    def _published(self, draft: Draft, project: str) -> None:
         try:
             self._make_way(project)
-            self._files.write((), project, _lines(charges))
+            draft.publish((), project)
         except OSError as error:
-            raise meaning(error, f"cannot write what project {project!r} pays for") from error
+            raise _unwritten(error, project) from error
 
     def _make_way(self, project: str) -> None:
         """Anything but a plain file of ours is set aside. Raises FileNotFoundError when there is nothing."""
@@ -129,25 +157,49 @@ def _lines(changes: Iterable[tuple[Digest, int | None]]) -> bytes:
     return "".join(f"{zlib.crc32(said.encode()):08x} {said}\n" for said in words).encode()
 
 
-def _read(content: bytes) -> tuple[dict[Digest, int], int]:
-    """What the lines come to, and how many of them make no sense."""
-    charges: dict[Digest, int] = {}
-    n_bad = 0
-    for line in content.split(b"\n"):
-        if not line:
-            continue
-        crc, _, said = line.partition(b" ")
-        try:
-            if int(crc, 16) != zlib.crc32(said) or len(crc) != 8:
-                raise ValueError("damaged")
-            sign, text, *size = said.decode("ascii").split(" ")
-            digest = Digest.parse(text)
-            if sign == "+" and len(size) == 1:
-                charges[digest] = int(size[0])
-            elif sign == "-" and not size:
-                charges.pop(digest, None)
+def _unwritten(error: OSError, project: str) -> Exception:
+    return meaning(error, f"cannot write what project {project!r} pays for")
+
+
+class _Reading:
+    """How far a journal was read: its bytes, the line that is not whole yet, and how many lines make no sense."""
+
+    def __init__(self) -> None:
+        self.n_bytes = 0
+        self.n_bad = 0
+        self._rest = b""
+
+    def take(self, piece: bytes) -> list[tuple[Digest, int | None]]:
+        """What the whole lines say, up to the end of `piece`."""
+        self.n_bytes += len(piece)
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        return self._changes(lines)
+
+    def finish(self) -> list[tuple[Digest, int | None]]:
+        """What a last line without an end says."""
+        line, self._rest = self._rest, b""
+        return self._changes([line])
+
+    def _changes(self, lines: Iterable[bytes]) -> list[tuple[Digest, int | None]]:
+        changes: list[tuple[Digest, int | None]] = []
+        for line in filter(None, lines):
+            change = _change(line)
+            if change is None:
+                self.n_bad += 1
             else:
-                raise ValueError("neither + nor -")
-        except (ValueError, InvalidDigest):
-            n_bad += 1
-    return charges, n_bad
+                changes.append(change)
+        return changes
+
+
+def _change(line: bytes) -> tuple[Digest, int | None] | None:
+    """What a line says, or None when it makes no sense."""
+    crc, _, said = line.partition(b" ")
+    try:
+        if int(crc, 16) != zlib.crc32(said) or len(crc) != 8:
+            return None
+        sign, text, *size = said.decode("ascii").split(" ")
+        if sign == "+" and len(size) == 1:
+            return Digest.parse(text), int(size[0])
+        return (Digest.parse(text), None) if sign == "-" and not size else None
+    except (ValueError, InvalidDigest):
+        return None

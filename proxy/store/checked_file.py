@@ -12,11 +12,12 @@ from __future__ import annotations
 import hashlib
 import re
 import stat
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from proxy.store.filesystem import FileSystem, made_folder, opened_folder, write_synced
+from proxy.store.filesystem import FileSystem, made_folder, opened_folder
 from proxy.store.layout import Folders, record_ingest_name
 from proxy.store.quarantine import Quarantine, opened_file
 from proxy.store.workers import Workers
@@ -38,10 +39,10 @@ class WholeFiles:
     """The small files below one open folder `base`. Synchronous: everything here belongs in a worker thread."""
 
     def __init__(self, ground: Ground, base: int) -> None:
-        self._fs = ground.fs
-        self._ingest = ground.folders.ingest
+        self.fs = self._fs = ground.fs
+        self.ingest = self._ingest = ground.folders.ingest
+        self.unfinished = ground.unfinished
         self._quarantine = ground.quarantine
-        self._unfinished = ground.unfinished
         self._base = base
         #: Folders whose names are known to last (filesystem.made_folder).
         self._settled: set[str] = set()
@@ -55,19 +56,23 @@ class WholeFiles:
 
         Raises OSError; then the name has the file it had before, or this one.
         """
-        unfinished = record_ingest_name()
-        self._unfinished.add(unfinished)
+        draft = self.begin()
         try:
-            write_synced(self._fs, self._ingest, unfinished, content)
-            with made_folder(self._fs, self._base, parts, set_aside=self._quarantine.take, settled=self._settled) as at:
-                self._make_way(at, name)
-                self._fs.rename(self._ingest, unfinished, at, name)
-                self._fs.fsync_folder(at)
-        except OSError:
-            self._discard(unfinished)
-            raise
+            draft.append(content)
+            draft.publish(parts, name)
         finally:
-            self._unfinished.discard(unfinished)
+            draft.close()
+
+    def begin(self) -> Draft:
+        """A file that is written piece by piece. Raises OSError."""
+        return Draft(self)
+
+    def name_it(self, unfinished: str, parts: Sequence[str], name: str) -> None:
+        """For Draft: give a synced file its name. Raises OSError."""
+        with made_folder(self._fs, self._base, parts, set_aside=self._quarantine.take, settled=self._settled) as at:
+            self._make_way(at, name)
+            self._fs.rename(self._ingest, unfinished, at, name)
+            self._fs.fsync_folder(at)
 
     def _make_way(self, at: int, name: str) -> None:
         """A rename replaces everything but a folder."""
@@ -77,11 +82,52 @@ class WholeFiles:
         except FileNotFoundError:
             pass
 
-    def _discard(self, name: str) -> None:
+
+class Draft:
+    """A whole file that has no name yet. Every draft ends with `close`, from any thread, and more than once if need be:
+    what was not published by then is gone."""
+
+    def __init__(self, files: WholeFiles) -> None:
+        self._files = files
+        self._fs, self._at, self._unfinished = files.fs, files.ingest, files.unfinished
+        self._name = record_ingest_name()
+        self._n_bytes = 0
+        self._is_published = False
+        #: Whoever gives up does so beside a thread that still writes.
+        self._in_turn = threading.Lock()
+        self._unfinished.add(self._name)
         try:
-            self._fs.unlink(self._ingest, name)
+            self._fd = self._fs.create(self._at, self._name)
         except OSError:
-            pass  # it has its name, or the next start sweeps it
+            self._fd = -1
+            self.close()
+            raise
+
+    def append(self, piece: bytes) -> None:
+        """The next bytes. Raises OSError, also when it was closed."""
+        with self._in_turn:
+            self._fs.write(self._fd, piece, self._n_bytes)
+            self._n_bytes += len(piece)
+
+    def publish(self, parts: Sequence[str], name: str) -> None:
+        """Durable under its name when it returns. Raises OSError."""
+        with self._in_turn:
+            self._fs.fsync(self._fd)
+            self._files.name_it(self._name, parts, name)
+            self._is_published = True
+
+    def close(self) -> None:
+        """Let go of it. Never raises: what cannot be removed the next start sweeps."""
+        with self._in_turn:
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                self._fs.close(fd)
+            if not self._is_published and self._name in self._unfinished:
+                try:
+                    self._fs.unlink(self._at, self._name)
+                except OSError:
+                    pass  # it has its name, or the next start sweeps it
+            self._unfinished.discard(self._name)
 
 
 class CheckedFiles(WholeFiles):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from proxy.errors import Corrupt, OutOfSpace, StoreError
@@ -280,10 +280,12 @@ class MemoryCharges:
     def __init__(self) -> None:
         self._charges: dict[str, dict[Digest, int]] = {}
 
-    async def load(self) -> Mapping[str, Sequence[tuple[Digest, int]]]:
+    async def changes(self) -> AsyncIterator[tuple[str, Sequence[tuple[Digest, int | None]]]]:
         """See ports.ChargeJournal."""
         await asyncio.sleep(0)
-        return {project: list(charges.items()) for project, charges in self._charges.items()}
+        for project, charges in tuple(self._charges.items()):
+            if charges:
+                yield project, list(charges.items())
 
     async def append(self, project: str, changes: Sequence[tuple[Digest, int | None]]) -> None:
         """See ports.ChargeJournal."""
@@ -295,10 +297,16 @@ class MemoryCharges:
             else:
                 charges[digest] = size
 
-    async def rewrite(self, project: str, charges: Sequence[tuple[Digest, int]]) -> None:
+    async def rewrite(self, project: str, changes: Iterable[Sequence[tuple[Digest, int | None]]]) -> None:
         """See ports.ChargeJournal."""
-        await asyncio.sleep(0)
-        self._charges[project] = dict(charges)
+        charges: dict[Digest, int] = {}
+        for some in changes:
+            await asyncio.sleep(0)
+            for digest, size in some:
+                charges.pop(digest, None)
+                if size is not None:
+                    charges[digest] = size
+        self._charges[project] = charges
 
 
 class MemoryNotes:

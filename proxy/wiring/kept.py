@@ -76,7 +76,7 @@ class Kept:
         verification = Verification(owner, clock, condemn=condemn, is_irreplaceable=pins.is_irreplaceable)
         links = Links(store.records, owner)
         charges = Charges(allowances_of(settings), store.charges, capacity, clock=clock, owner=owner, observe=observe)
-        await charges.load()
+        await charges.begin()
         manifests = Manifests(
             store.blobs, capacity, charges, links, verification, clock=clock, owner=owner, observe=observe
         )

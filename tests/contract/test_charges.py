@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from proxy.oci.digest import Digest
 from proxy.ports import ChargeJournal
 from proxy.store.disk import DiskStore
 from tests.contract.conftest import Store
-from tests.contract.suites.charges import ONE, OTHER, THIRD, ChargeJournalSuite
+from tests.contract.suites.charges import ONE, OTHER, THIRD, ChargeJournalSuite, charges_in
 from tests.support.clock import ManualClock
 
 
@@ -23,11 +24,11 @@ class TestCharges(ChargeJournalSuite):
     """Over memory and disk."""
 
 
-async def reopened(tmp_path: Path, reports: list[str]) -> dict[str, dict[object, int]]:
+async def reopened(tmp_path: Path, reports: list[str]) -> dict[str, dict[Digest, int]]:
     """What a store at this path says after a start."""
     store = await DiskStore.open(tmp_path, clock=ManualClock(), report=reports.append)
     try:
-        return {project: dict(charges) for project, charges in (await store.charges.load()).items()}
+        return await charges_in(store.charges)
     finally:
         await store.aclose()
 

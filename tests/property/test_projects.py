@@ -22,6 +22,7 @@ from proxy.rules.globs import Glob
 from proxy.rules.ledger import on_disk
 from proxy.rules.quota import Allowance
 from proxy.rules.routes import DEFAULT_PROJECT, ProjectRoute
+from tests.contract.suites.charges import charges_in
 from tests.support.engine import Engine, FakeUpstream, engine, whole
 from tests.support.images import Image, image, manifest
 
@@ -159,7 +160,7 @@ async def audit(running: Engine) -> None:
         paid |= {digest for digest, _ in account}
     assert paid == set(stored), "every stored blob is paid for by somebody"
     await running.charges.write()
-    journal = {project: dict(charges) for project, charges in (await running.store.charges.load()).items()}
+    journal = await charges_in(running.store.charges)
     assert {project: charges for project, charges in journal.items() if charges} == {
         project: dict(account) for project, account in book if len(account)
     }, "the journal says what the book says"
