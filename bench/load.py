@@ -7,6 +7,7 @@ is reported: where that comes near the wall-clock time, the figure is the client
     python -m bench.load once    HOST:PORT --path /v2/… --clients 64
     python -m bench.load pull    HOST:PORT --path /v2/<name>/manifests/<tag> --clients 3
     python -m bench.load latency HOST:PORT --path /v2/… --seconds 3
+    python -m bench.load watch   HOST:PORT --path /v2/… (like latency, until its standard input ends)
     python -m bench.load idle    HOST:PORT --clients 10000
 """
 
@@ -139,14 +140,14 @@ def read_document(address: tuple[str, int], path: str) -> bytes:
     return body
 
 
-def latencies(address: tuple[str, int], path: str, seconds: float) -> dict[str, object]:
-    """One request after the other on one connection: how long each took."""
+def latencies(address: tuple[str, int], path: str, goes_on: Callable[[float], bool]) -> dict[str, object]:
+    """One request after the other on one connection: how long each took. `goes_on` is asked with the seconds so far."""
     client = Client(address)
     client.socket.setblocking(True)
     scratch = bytearray(_STEP)
     taken: list[float] = []
     began = now = time.monotonic()
-    while now - began < seconds:
+    while goes_on(now - began):
         client.ask(path)
         while not client.take(scratch)[1]:
             pass
@@ -165,7 +166,7 @@ def latencies(address: tuple[str, int], path: str, seconds: float) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["blobs", "once", "pull", "latency", "idle"])
+    parser.add_argument("what", choices=["blobs", "once", "pull", "latency", "watch", "idle"])
     parser.add_argument("address")
     parser.add_argument("--path", action="append", default=[])
     parser.add_argument("--clients", type=int, default=1)
@@ -176,7 +177,11 @@ def main() -> None:
     paths = asked.path
 
     if asked.what == "latency":
-        print(json.dumps(latencies(address, paths[0], asked.seconds)))
+        print(json.dumps(latencies(address, paths[0], lambda so_far: so_far < asked.seconds)))
+        return
+    if asked.what == "watch":
+        print("{}", flush=True)
+        print(json.dumps(latencies(address, paths[0], lambda _: not select.select([sys.stdin], [], [], 0)[0])))
         return
     if asked.what == "idle":
         held = [Client(address) for _ in range(asked.clients)]

@@ -84,6 +84,8 @@ TARGETS = [
     Target("P4", "1000 clients: peak MiB", 120, True, lambda m: m("P4", "1000 clients", "peak MiB")),
     Target("P5", "1,000,000 blobs: first hit s", 1.0, True, lambda m: m("P5", "1,000,000 blobs", "first hit s")),
     Target("P5", "1,000,000 blobs: peak MiB", 300, True, lambda m: m("P5", "1,000,000 blobs", "peak MiB")),
+    Target("P5", "evicting 10,000: slowest hit, ms", 50, True,
+           lambda m: m("P5", "1,000,000 blobs", "hit max ms, while evicting")),
     Target("P6", "10,000 idle: RSS MiB", 150, True, lambda m: m("P6", "10,000 idle", "RSS MiB")),
     Target("P6", "10,000 idle: p99 ms", 5, True, lambda m: m("P6", "10,000 idle", "p99 ms")),
     Target("P7", "beside 64 streams: p99 ms", 50, True, lambda m: m("P7", "beside 64", "p99 ms")),

@@ -75,6 +75,8 @@ class Server:
     port: int
     process: subprocess.Popen[bytes]
     folder: Path
+    #: Of ours alone.
+    admin_port: int = 0
 
     @property
     def address(self) -> str:
@@ -298,6 +300,7 @@ def breakwater(
     certificate: tuple[Path, Path] | None = None,
     name: str = "breakwater",
     projects: str = _PROJECTS,
+    capacity: str = "20GiB",
 ) -> Server:
     """Ours, with rules and the request log on."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -314,7 +317,7 @@ default_upstream = "bench.example"
 format = "json"
 [store]
 path = "{folder}/store"
-capacity = "20GiB"
+capacity = "{capacity}"
 min_free = "1%"
 [upstreams."bench.example"]
 url = "http://{upstream.address}"
@@ -328,7 +331,9 @@ deny = ["sha256:{"0" * 64}"]
     settings = "rules and request log on, every byte hashed and synced"
     environment_root = str(Path(__file__).parents[1])
     os.environ["PYTHONPATH"] = environment_root
-    return _launch(name, settings, port, folder, command, "this repository")
+    server = _launch(name, settings, port, folder, command, "this repository")
+    server.admin_port = admin
+    return server
 
 
 #: In the order of the table. Each starts with an empty cache.

@@ -258,44 +258,6 @@ def p4(bench: Bench, clients: int) -> None:
             )  # fmt: skip
 
 
-# -- P5: a million blobs -----------------------------------------------------------------------------------------------
-
-
-def p5(bench: Bench, n_blobs: int) -> None:
-    """Start with many blobs in the store: how soon is the first hit, and what do they cost in memory."""
-    image = bench.images["big"]
-    folder = bench.folder / "many"
-    server = breakwater(folder, bench.origin)
-    run("pull", server, path=image.tag, clients=3)
-    server.settle()
-    server.stop()
-    blobs = folder / "store" / "breakwater" / "blobs" / "sha256"
-    content = b"x"
-    for n in range(n_blobs):
-        name = f"{n * 0x9E3779B97F4A7C15 % (1 << 64):016x}".ljust(64, "0")
-        shard = blobs / name[:2]
-        if n < 4096:
-            shard.mkdir(exist_ok=True, mode=0o700)
-        path = shard / name
-        with open(path, "wb") as file:
-            file.write(content)
-        path.chmod(0o444)
-    began = time.monotonic()
-    server = breakwater(folder, bench.origin)
-    try:
-        load.read_document((HOST, server.port), image.manifest)
-        run("once", server, path=image.blobs[0], clients=1)
-        first_hit = time.monotonic() - began
-        server.settle()
-        bench.ledger.put(
-            "P5", f"{n_blobs:,} blobs", server,
-            **{"first hit s": first_hit, "peak MiB": server.memory_mib(), "RSS MiB": server.memory_mib("VmRSS")},
-        )  # fmt: skip
-        bench.ledger.miss("P5: hits while 10,000 of them are evicted (shown by the store's own tests)")
-    finally:
-        server.stop()
-
-
 # -- P6, P7: in company ------------------------------------------------------------------------------------------------
 
 

@@ -304,7 +304,8 @@ class Engine:
     async def idle(self) -> None:
         """Wait until no transfer runs and no hashing."""
         while list(self.blobs.running()) or any(
-            not task.get_name().startswith(("remember", "count", "watch", "scrub")) for task in tasks_of(self.owner)
+            not task.get_name().startswith(("remember", "count", "watch", "scrub", "read what"))
+            for task in tasks_of(self.owner)
         ):
             await asyncio.sleep(0)
 
@@ -358,6 +359,7 @@ async def engine(
     projects: tuple[ProjectRoute, ...] = (),
     allowances: Mapping[str, Allowance] | None = None,
     is_counted: bool = True,
+    is_loaded: bool = True,
     irreplaceable: Collection[Digest] = (),
     events: list[Event] | None = None,
 ) -> AsyncIterator[Engine]:
@@ -392,7 +394,8 @@ async def engine(
     links = Links(store_.records, owner)
     around = {"clock": clock, "owner": owner, "observe": events.append}
     charges = Charges(allowances or {}, store_.charges, kept, **around)  # type: ignore[arg-type]
-    await charges.load()
+    if is_loaded:
+        await charges.load()
     manifests = Manifests(store_.blobs, kept, charges, links, verification, **around)  # type: ignore[arg-type]
     kept.on_forgotten = lambda digests: manifests.forget(*digests)
     tags = Tags(store_.records, manifests, links, **around)  # type: ignore[arg-type]
