@@ -6,7 +6,7 @@ the world; the values are plain and frozen.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -145,6 +145,26 @@ class BlobStore(Protocol):
 
     async def space(self) -> Space:
         """What the file system says now. Raises Unavailable."""
+        ...
+
+
+class Upkeep(Protocol):
+    """What the store takes of the disk besides blobs and blobs on their way, in bytes on disk, and may take."""
+
+    #: Asked for room for so many bytes more, which it then grants. Raises OutOfSpace.
+    more: Callable[[int], Awaitable[None]]
+
+    @property
+    def needed(self) -> int:
+        """What must be granted: what is there as far as it was counted, what is being written, and a margin."""
+        ...
+
+    def grant(self, n_bytes: int) -> None:
+        """So much may be taken in all. What would be more asks for `more` before it is written."""
+        ...
+
+    async def measure(self) -> None:
+        """Count all that is there. What grows meanwhile may be counted twice. Raises Unavailable."""
         ...
 
 

@@ -81,6 +81,7 @@ class Reports:
                 "path": self.store_path,
                 "used_bytes": ledger.committed,
                 "reserved_bytes": ledger.reserved,
+                "upkeep_bytes": ledger.upkeep,
                 "capacity_bytes": ledger.capacity,
                 "blobs": len(ledger),
                 "evicted_bytes": self.capacity.evicted_bytes,
@@ -143,6 +144,11 @@ class Reports:
         tally, ledger = self.tally, self.capacity.ledger
         tally.gauge("breakwater_store_bytes", "Bytes on disk, committed.", ledger.committed)
         tally.gauge("breakwater_store_reserved_bytes", "Bytes promised to running transfers.", ledger.reserved)
+        tally.gauge(
+            "breakwater_store_upkeep_bytes", "Bytes set aside for all that is on disk and is no blob.", ledger.upkeep
+        )
+        is_counted = float(self.capacity.is_counted)
+        tally.gauge("breakwater_store_counted", "1 once the store was counted after the start.", is_counted)
         tally.gauge("breakwater_store_capacity_bytes", "What the store may hold.", ledger.capacity)
         tally.gauge("breakwater_store_blobs", "Blobs in the store.", len(ledger))
         tally.gauge("breakwater_transfers_in_flight", "Transfers running.", sum(1 for _ in self.blobs.running()))

@@ -6,6 +6,9 @@ for any of it: they touch the ledger in memory and go on.
 After a start the ledger is empty and the store is not. Until the files have been counted in the background, a durable
 upper bound (engine/bound.py) stands for all of them; what does not fit beside it is passed through and not kept.
 
+The capacity is a promise about the whole folder, so what is there besides blobs has its share set aside: what it takes,
+as the store counts it, and a step ahead, so that a record is hardly ever waited for. It grows and shrinks with the need.
+
 One lock is the evictor: whoever needs room takes it, makes just enough in small batches, and leaves the rest, down to
 the low mark, to a task of ours. A watcher does the same when others fill the disk.
 """
@@ -21,15 +24,19 @@ from proxy.engine.tasks import TaskOwner
 from proxy.errors import OutOfSpace, StoreError, Unavailable
 from proxy.events import Event, Evicted, Noticed
 from proxy.oci.digest import Digest
-from proxy.ports import BlobStore, Clock, Facts, Notes, Records, Space, Use
+from proxy.ports import BlobStore, Clock, Facts, Notes, Records, Space, Upkeep, Use
 from proxy.rules.ledger import BLOCK_BYTES, Ledger, on_disk, slack_of
 
 #: How much a transfer of unknown length reserves at a time.
 STEP_BYTES = 64 << 20
+#: Uses taken up in one turn of the loop after a start.
+USES_STEP = 500
 #: How often the order of use is written down. Losing that much of it costs nothing but a slightly older order.
 REMEMBER_EVERY_S = 5.0
 #: How often the file system is asked whether others have filled it: well within the 10 s in which cold blobs must go.
 WATCH_EVERY_S = 2.5
+#: What is set aside ahead of the need for what is no blob: a share of the capacity, within these bounds.
+UPKEEP_SHARE, MIN_UPKEEP_STEP, MAX_UPKEEP_STEP = 256, 128 << 10, 8 << 20
 #: For how long after a start what does not fit waits for the store to be counted, before it is passed through: a small
 #: store is counted sooner, and for a big one nobody should wait.
 COUNT_PATIENCE_S = 2.0
@@ -110,11 +117,12 @@ class Capacity:
         observe: Callable[[Event], None],
         notes: Notes | None = None,
         records: Records | None = None,
+        upkeep: Upkeep | None = None,
     ) -> None:
         """`min_free_bytes` and `min_free_inodes` turn the file system's total into what must stay free of it.
 
         Without `notes` nothing is kept before the store is counted; without `records` only those images are known whole
-        that are fetched or read in this life.
+        that are fetched or read in this life; without `upkeep` only blobs count.
         """
         self.ledger = ledger
         self.evicted_bytes = 0
@@ -133,6 +141,10 @@ class Capacity:
         self._blobs = blobs
         self._facts = facts
         self._records = records
+        self._upkeep = upkeep
+        if upkeep is not None:
+            upkeep.more = self._set_aside
+        self._upkeep_step = min(max(ledger.capacity // UPKEEP_SHARE, MIN_UPKEEP_STEP), MAX_UPKEEP_STEP)
         self._bound = Bound(notes, ledger.capacity) if notes is not None else None
         self._is_bounded = False
         self._min_free_bytes = min_free_bytes
@@ -212,8 +224,8 @@ class Capacity:
 
     async def make_room(self, n_bytes: int) -> None:
         """Reserve `n_bytes` on disk, evicting where needed. Raises OutOfSpace when that cannot be done."""
-        if n_bytes > self.ledger.capacity:
-            raise TooLarge(f"{n_bytes} bytes are more than the whole capacity of the store ({self.ledger.capacity})")
+        if n_bytes > self.ledger.for_blobs:
+            raise TooLarge(f"{n_bytes} bytes are more than the whole capacity of the store ({self.ledger.for_blobs})")
         if not self._is_bounded or not self.ledger.fits(n_bytes):
             await self._patiently(self._counted)
         try:
@@ -250,9 +262,8 @@ class Capacity:
             self._tidy_soon()
 
     async def _cover(self, bound: Bound, n_bytes: int) -> None:
-        ledger = self.ledger
         try:
-            await bound.cover(ledger.committed + ledger.uncounted + ledger.reserved + n_bytes)
+            await bound.cover(self.ledger.held + n_bytes)
         except Unavailable as error:
             raise OutOfSpace(f"cannot write down how much the store may hold: {error}") from error
 
@@ -269,6 +280,33 @@ class Capacity:
         self.ledger.settle(digest, size, n_reserved)
         self._deleted.discard(digest)
         self._note_use(digest)
+
+    # -- what is no blob --------------------------------------------------------------------------------------------
+
+    async def _set_aside(self, n_bytes: int) -> None:
+        """Room for `n_bytes` more of what is no blob, and a step ahead where there is room for it. Raises OutOfSpace."""
+        try:
+            await self.make_room(n_bytes + self._upkeep_step)
+            n_bytes += self._upkeep_step
+        except OutOfSpace:
+            await self.make_room(n_bytes)
+        self.ledger.release(n_bytes)
+        self._grant(self.ledger.upkeep + n_bytes)
+
+    def _grant(self, n_bytes: int) -> None:
+        if self._upkeep is not None:
+            self.ledger.upkeep = n_bytes
+            self._upkeep.grant(n_bytes)
+
+    def _follow_upkeep(self) -> None:
+        """What is on disk counts, asked for or not: a blob that went to quarantine, what was found at the start. What is
+        needed no more is given back."""
+        if self._upkeep is None:
+            return
+        needed, step = self._upkeep.needed, self._upkeep_step
+        if not needed <= self.ledger.upkeep <= needed + 2 * step:
+            room = self.ledger.free + self.ledger.upkeep - needed
+            self._grant(needed + max(0, min(step, room)))
 
     # -- who goes ---------------------------------------------------------------------------------------------------
 
@@ -293,6 +331,7 @@ class Capacity:
     def forget(self, digest: Digest) -> None:
         """The blob is gone for another reason (quarantined, purged)."""
         self._drop([digest])
+        self._follow_upkeep()
 
     def _drop(self, digests: list[Digest]) -> None:
         for digest in digests:
@@ -312,7 +351,7 @@ class Capacity:
         elif found.is_all:
             raise OutOfSpace(
                 f"no room for {n_bytes} bytes: {self.ledger.committed} committed and {self.ledger.reserved} "
-                f"reserved of {self.ledger.capacity}, and what is left is being read or pinned"
+                f"reserved of {self.ledger.for_blobs}, and what is left is being read or pinned"
             )
         else:
             await asyncio.sleep(0)
@@ -378,6 +417,7 @@ class Capacity:
 
     async def watch(self) -> None:
         """Restore `min_free` when others have filled the disk, and find out whether a degraded store is well again."""
+        self._follow_upkeep()
         try:
             async with self._making_room:
                 await self._keep_min_free(0)
@@ -410,6 +450,20 @@ class Capacity:
         if self._bound is not None:
             self.ledger.uncounted = await self._bound.load(self._blobs)
             self._is_bounded = True
+            await self._begin_upkeep(self._bound)
+
+    async def _begin_upkeep(self, bound: Bound) -> None:
+        """What is there is within the bound already; a step for what this life adds, where there is room beside it."""
+        self._grant(0)
+        if self._upkeep is None:
+            return
+        n_bytes = self._upkeep.needed + self._upkeep_step
+        if self.ledger.fits(n_bytes):
+            try:
+                await self._cover(bound, n_bytes)
+            except OutOfSpace:
+                return  # nothing is kept on such a disk; whoever wants to write hears why
+            self._grant(n_bytes)
 
     def start(self) -> None:
         """Count the store and keep the order of use written down, in the background."""
@@ -453,9 +507,14 @@ class Capacity:
                         self.ledger.count(blob.digest, blob.size, blob.written_at)
             newest = 0
             async for uses in self._facts.uses():
-                for use in uses:
+                for n, use in enumerate(uses, start=1):
                     self.ledger.order(use.digest)
                     newest = max(newest, use.counter)
+                    if n % USES_STEP == 0:
+                        await asyncio.sleep(0)
+            await self.on_counting()
+            if self._upkeep is not None:
+                await self._upkeep.measure()
         except StoreError as error:
             self._count_until = self._clock.monotonic()  # waiting would not help
             self._why_uncounted = f"cannot count the store, nothing new is kept: {error}"
@@ -463,12 +522,12 @@ class Capacity:
             return
         for _ in self.ledger.order_by_age():
             await asyncio.sleep(0)
-        await self.on_counting()
         self._counter += newest
         self._dirty = {digest: newest + n for digest, n in self._dirty.items() if digest in self.ledger}
         for digest in self._dirty:
             self.ledger.touch(digest)
         self.ledger.uncounted = 0
+        self._follow_upkeep()
         self._deleted.clear()
         self._counted.set()
         await self._map()
@@ -503,7 +562,7 @@ class Capacity:
             return
         try:
             async with self._making_room:
-                await self._bound.lower(self.ledger.committed + self.ledger.reserved)
+                await self._bound.lower(self.ledger.held)
         except StoreError as error:
             self._observe(Noticed("warning", f"cannot write down how much the store holds: {error}"))
 

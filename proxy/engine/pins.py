@@ -108,7 +108,7 @@ class Pins:
     def check(self, sizes: Mapping[Digest, int]) -> None:
         """Whether these digests (sizes in bytes) fit beside all that is pinned. Raises OutOfSpace."""
         n_bytes = self.n_bytes + sum(on_disk(size) for digest, size in sizes.items() if digest not in self._sizes)
-        if n_bytes > self._ledger.capacity:
+        if n_bytes > self._ledger.for_blobs:
             raise OutOfSpace(
                 f"pins would keep {n_bytes} bytes of a capacity of {self._ledger.capacity}: raise store.capacity, or "
                 "unpin something"

@@ -60,6 +60,16 @@ def slack_of(capacity: int) -> int:
     return slack if slack >= 64 << 20 else 0
 
 
+def quarantine_share(capacity: int) -> int:
+    """What may be kept in quarantine, in bytes: 1/32 of a store, at most 1 GiB."""
+    return min(capacity // 32, 1 << 30)
+
+
+def audit_share(capacity: int) -> int:
+    """What the audit log may take, in bytes, all of its files: 1/64 of a store, at most 128 MiB (a million refusals)."""
+    return min(capacity // 64, 128 << 20)
+
+
 @dataclass(frozen=True, slots=True)
 class Victims:
     """What should go, in this order. `is_all`: there was nothing else to look at, so an empty list means no room."""
@@ -69,9 +79,10 @@ class Victims:
 
 
 class Ledger:
-    """What is committed and what is promised, in bytes on disk. `committed + uncounted + reserved <= capacity`.
+    """What is committed and what is promised, in bytes on disk. `committed + uncounted + reserved + upkeep <= capacity`.
 
-    `uncounted` is an upper bound of what is on disk since before this start and has not been counted yet.
+    `uncounted` is an upper bound of what is on disk since before this start and has not been counted yet; `upkeep` is
+    set aside for all that is on disk and is no blob: folders, records, journals, what is in quarantine.
     """
 
     def __init__(self, capacity: int, uncounted: int = 0) -> None:
@@ -79,6 +90,7 @@ class Ledger:
         self.committed = 0
         self.reserved = 0
         self.uncounted = uncounted
+        self.upkeep = 0
         self._n_stored = 0
         self._table = Table()
         #: What is stored, least recently used first.
@@ -99,8 +111,9 @@ class Ledger:
 
     def __repr__(self) -> str:
         uncounted = f"{self.uncounted} uncounted + " if self.uncounted else ""
+        upkeep = f"{self.upkeep} upkeep + " if self.upkeep else ""
         return (
-            f"<Ledger {self.committed} committed + {uncounted}{self.reserved} reserved of {self.capacity}, "
+            f"<Ledger {self.committed} committed + {uncounted}{upkeep}{self.reserved} reserved of {self.capacity}, "
             f"{len(self)} blobs>"
         )
 
@@ -139,7 +152,17 @@ class Ledger:
     @property
     def free(self) -> int:
         """Bytes that may still be promised without evicting."""
-        return self.capacity - self.committed - self.uncounted - self.reserved
+        return self.capacity - self.committed - self.uncounted - self.reserved - self.upkeep
+
+    @property
+    def held(self) -> int:
+        """All that counts against the capacity, in bytes on disk."""
+        return self.committed + self.uncounted + self.reserved + self.upkeep
+
+    @property
+    def for_blobs(self) -> int:
+        """What blobs may take together: the capacity without what is set aside."""
+        return self.capacity - self.upkeep
 
     def fits(self, n_bytes: int) -> bool:
         """Whether `n_bytes` on disk may be promised now."""

@@ -20,6 +20,7 @@ from proxy.oci.digest import Digest
 from proxy.store.checked_file import Draft, Ground, WholeFiles
 from proxy.store.filesystem import is_ours, kind_of, meaning
 from proxy.store.layout import NOT_OURS, is_project
+from proxy.store.upkeep import NAMING_BYTES, taken_by
 
 #: Bytes read in one step, some 700 lines: a few milliseconds in which the thread keeps the interpreter to itself.
 _STEP = 64 << 10
@@ -48,21 +49,27 @@ class DiskCharges:
 
     async def append(self, project: str, changes: Sequence[tuple[Digest, int | None]]) -> None:
         """See ports.ChargeJournal. What a failed write has left at the end of the file is passed over by readers."""
-        await self._workers.run("syncs", self._append, _checked(project), changes)
+        lines = await self._workers.run("reads", _lines, changes)
+        await self._files.kept(len(lines), 0, self._append, _checked(project), lines)
 
     async def rewrite(self, project: str, changes: Iterable[Sequence[tuple[Digest, int | None]]]) -> None:
         """See ports.ChargeJournal."""
         name = _checked(project)
-        draft = await self._workers.run("syncs", self._begun, name)
+        upkeep, n_claimed = self._files.upkeep, NAMING_BYTES
+        await upkeep.claim(n_claimed)
         try:
-            for some in changes:
-                await self._workers.run("syncs", self._written, draft, name, some)
-            await self._workers.run("syncs", self._published, draft, name)
+            draft = await self._workers.run("syncs", self._begun, name)
+            try:
+                for some in changes:
+                    lines = await self._workers.run("reads", _lines, some)
+                    await upkeep.claim(len(lines))
+                    n_claimed += len(lines)
+                    await self._workers.run("syncs", self._written, draft, name, lines)
+                await self._workers.run("syncs", self._published, draft, name)
+            finally:
+                await self._workers.ended("syncs", draft.close)
         finally:
-            if self._workers.is_closed:
-                draft.close()
-            else:
-                self._workers.start("syncs", draft.close)
+            upkeep.give_back(n_claimed)
 
     # in a worker thread
 
@@ -95,20 +102,25 @@ class DiskCharges:
         except OSError as error:
             raise meaning(error, "cannot read what projects pay for") from error
 
-    def _append(self, project: str, changes: Sequence[tuple[Digest, int | None]]) -> None:
+    def _append(self, project: str, lines: bytes) -> None:
         at = self._at
         try:
             try:
                 self._make_way(project)
                 fd, is_new = self._fs.open_file(at, project, is_writable=True), False
             except FileNotFoundError:
-                fd, is_new = self._fs.create(at, project), True
+                with self._files.upkeep.naming(at):
+                    fd, is_new = self._fs.create(at, project), True
             try:
-                size = self._fs.stat(fd).st_size
+                before = self._fs.stat(fd)
+                size = before.st_size
                 # A torn line before this one must not take it along.
                 is_torn = size > 0 and self._fs.read(fd, 1, size - 1) != b"\n"
-                self._fs.write(fd, (b"\n" if is_torn else b"") + _lines(changes), size)
-                self._fs.fsync(fd)
+                try:
+                    self._fs.write(fd, (b"\n" if is_torn else b"") + lines, size)
+                    self._fs.fsync(fd)
+                finally:
+                    self._files.upkeep.took(taken_by(self._fs.stat(fd)) - taken_by(before))
             finally:
                 self._fs.close(fd)
             if is_new:
@@ -122,9 +134,9 @@ class DiskCharges:
         except OSError as error:
             raise _unwritten(error, project) from error
 
-    def _written(self, draft: Draft, project: str, changes: Sequence[tuple[Digest, int | None]]) -> None:
+    def _written(self, draft: Draft, project: str, lines: bytes) -> None:
         try:
-            draft.append(_lines(changes))
+            draft.append(lines)
         except OSError as error:
             raise _unwritten(error, project) from error
 

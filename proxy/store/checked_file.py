@@ -13,14 +13,19 @@ import hashlib
 import re
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
 
 from proxy.store.filesystem import FileSystem, made_folder, opened_folder
 from proxy.store.layout import Folders, record_ingest_name
 from proxy.store.quarantine import Quarantine, opened_file
+from proxy.store.upkeep import BLOCK_BYTES, NAMING_BYTES, Upkeep, taken_by
 from proxy.store.workers import Workers
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,7 @@ class Ground:
     folders: Folders
     workers: Workers
     quarantine: Quarantine
+    upkeep: Upkeep
     #: Names under ingest/ that this process is at work on, blobs and others: what a sweep leaves alone.
     unfinished: set[str] = field(default_factory=set)
 
@@ -43,6 +49,8 @@ class WholeFiles:
         self.ingest = self._ingest = ground.folders.ingest
         self.unfinished = ground.unfinished
         self._quarantine = ground.quarantine
+        self._workers = ground.workers
+        self.upkeep = self._upkeep = ground.upkeep
         self._base = base
         #: Folders whose names are known to last (filesystem.made_folder).
         self._settled: set[str] = set()
@@ -63,16 +71,39 @@ class WholeFiles:
         finally:
             draft.close()
 
+    async def kept(self, n_bytes: int, depth: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what writes one file of `n_bytes`, `depth` folders down, in a thread, once there is room for it.
+
+        Raises OutOfSpace, and what `function` raises.
+        """
+        most = n_bytes + BLOCK_BYTES + NAMING_BYTES + depth * BLOCK_BYTES
+        return await self._upkeep.kept(most, function, *args, **kwargs)
+
     def begin(self) -> Draft:
         """A file that is written piece by piece. Raises OSError."""
         return Draft(self)
 
     def name_it(self, unfinished: str, parts: Sequence[str], name: str) -> None:
         """For Draft: give a synced file its name. Raises OSError."""
-        with made_folder(self._fs, self._base, parts, set_aside=self._quarantine.take, settled=self._settled) as at:
+        with made_folder(
+            self._fs,
+            self._base,
+            parts,
+            set_aside=self._quarantine.take,
+            settled=self._settled,
+            making=self._upkeep.making,
+        ) as at:
             self._make_way(at, name)
-            self._fs.rename(self._ingest, unfinished, at, name)
+            more = self._taken(self._ingest, unfinished) - self._taken(at, name)
+            with self._upkeep.naming(at, more):
+                self._fs.rename(self._ingest, unfinished, at, name)
             self._fs.fsync_folder(at)
+
+    def _taken(self, at: int, name: str) -> int:
+        try:
+            return taken_by(self._fs.look(at, name))
+        except FileNotFoundError:
+            return 0
 
     def _make_way(self, at: int, name: str) -> None:
         """A rename replaces everything but a folder."""
@@ -97,7 +128,8 @@ class Draft:
         self._in_turn = threading.Lock()
         self._unfinished.add(self._name)
         try:
-            self._fd = self._fs.create(self._at, self._name)
+            with files.upkeep.naming(self._at):
+                self._fd = self._fs.create(self._at, self._name)
         except OSError:
             self._fd = -1
             self.close()

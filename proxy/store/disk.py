@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from proxy.errors import Corrupt, Overloaded, StoreError
+from proxy.errors import Corrupt, OutOfSpace, Overloaded, StoreError
 from proxy.oci.digest import ALGORITHMS, Digest, Verifier
 from proxy.ports import Clock, FileIdentity, KeptIngest, Space, StoredBlob
 from proxy.store.charges import DiskCharges
@@ -43,6 +43,7 @@ from proxy.store.lock import PATIENCE_S, StoreLock, acquire
 from proxy.store.notes import DiskNotes
 from proxy.store.quarantine import Quarantine, opened_file
 from proxy.store.records import DiskRecords
+from proxy.store.upkeep import NAMING_BYTES, Upkeep
 from proxy.store.workers import Pool, Workers
 
 P = ParamSpec("P")
@@ -129,7 +130,19 @@ class DiskIngest:
     async def commit(self) -> None:
         """See ports.Ingest. Replaces what had the name: these bytes were verified just now, those may have rotted."""
         await self._last_step()
-        await self._in_turn("syncs", self._publish)
+        upkeep = self._blobs.upkeep
+        try:
+            await upkeep.claim(NAMING_BYTES)
+        except OutOfSpace:
+            await self._in_turn("syncs", self._give_up, False)
+            raise
+        before = self._hop
+        try:
+            await self._in_turn("syncs", upkeep.ending(NAMING_BYTES, self._publish))
+        except BaseException:
+            if self._hop is before:  # it was never begun
+                upkeep.give_back(NAMING_BYTES)
+            raise
 
     async def abort(self, *, keep: bool = False) -> None:
         """See ports.Ingest. After a commit this does nothing."""
@@ -232,6 +245,7 @@ class DiskBlobs:
         self.unfinished = ground.unfinished
         self._folders = ground.folders
         self._quarantine = ground.quarantine
+        self.upkeep = ground.upkeep
         self._settled: set[str] = set()
 
     # what the port asks for
@@ -311,7 +325,12 @@ class DiskBlobs:
             self.fs.protect(fd)
             self.fs.fsync(fd)
             with made_folder(
-                self.fs, self._folders.blobs, shard(digest), set_aside=self._quarantine.take, settled=self._settled
+                self.fs,
+                self._folders.blobs,
+                shard(digest),
+                set_aside=self._quarantine.take,
+                settled=self._settled,
+                making=self.upkeep.making,
             ) as at:
                 self._name_it(digest, name, at)
         except OSError as error:
@@ -342,7 +361,8 @@ class DiskBlobs:
 
     def _name_it(self, digest: Digest, name: str, at: int) -> None:
         is_replaced = self._make_way(at, digest)
-        self.fs.rename(self._folders.ingest, name, at, digest.hex)
+        with self.upkeep.naming(at):
+            self.fs.rename(self._folders.ingest, name, at, digest.hex)
         try:
             self.fs.fsync_folder(at)
         except OSError:
@@ -401,7 +421,8 @@ class DiskBlobs:
         name = ingest_name(digest)
         self.unfinished.add(name)
         try:
-            fd = self.fs.create(self._folders.ingest, name)
+            with self.upkeep.naming(self._folders.ingest):
+                fd = self.fs.create(self._folders.ingest, name)
         except OSError as error:
             self.unfinished.discard(name)
             raise meaning(error, f"cannot begin {digest}") from error
@@ -583,13 +604,15 @@ class DiskStore:
     def __init__(
         self, fs: FileSystem, folders: Folders, workers: Workers, lock: StoreLock, report: Callable[[str], None]
     ) -> None:
-        ground = Ground(fs, folders, workers, Quarantine(fs, folders.quarantine, workers.tell))
+        self.upkeep = Upkeep(fs, folders, workers)
+        self.quarantine = Quarantine(fs, folders.quarantine, workers.tell, self.upkeep.took)
+        ground = Ground(fs, folders, workers, self.quarantine, self.upkeep)
         self.path = folders.path
         self.blobs = DiskBlobs(ground)
         self.records = DiskRecords(ground)
         self.charges = DiskCharges(ground)
         self.notes = DiskNotes(ground)
-        self.facts = DiskFacts(folders.path, report)
+        self.facts = DiskFacts(folders.path, report, self.upkeep)
         self._fs = fs
         self._folders = folders
         self._workers = workers

@@ -36,9 +36,11 @@ from typing import Any, TypeVar
 
 import diskcache
 
+from proxy.errors import StoreError
 from proxy.oci.digest import ALGORITHMS, Digest
 from proxy.ports import Use
 from proxy.store.layout import FACTS, QUARANTINE
+from proxy.store.upkeep import Upkeep
 
 T = TypeVar("T")
 
@@ -136,10 +138,11 @@ class _Segment:
 class DiskFacts:
     """Facts in diskcache (ports.Facts), with a thread of their own. Opened by the first use of them."""
 
-    def __init__(self, store_path: Path, report: Callable[[str], None]) -> None:
+    def __init__(self, store_path: Path, report: Callable[[str], None], upkeep: Upkeep) -> None:
         self._path = store_path / FACTS
         self._aside = store_path / QUARANTINE
         self._report = report
+        self._upkeep = upkeep
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store-facts")
         self._is_closed = False
@@ -149,6 +152,8 @@ class DiskFacts:
         self._next_number = 0
         self._n_readings = 0
         self._is_troubled = False
+        #: What the folder took of the disk when it was last looked at; None before it was opened.
+        self._n_taken: int | None = None
 
     # what the port asks for
 
@@ -165,8 +170,12 @@ class DiskFacts:
 
     async def remember(self, uses: Sequence[Use], forgotten: Sequence[Digest]) -> None:
         """See ports.Facts. Durable when it returns, where the disk is well."""
-        if uses or forgotten:
-            await self._run(lambda: self._remember(uses, forgotten), None)
+        n_records = len(uses) + len(forgotten)
+        if not n_records:
+            return
+        await self._written(_cost_of(n_records), lambda: self._remember(uses, forgotten))
+        if n_merged := await self._run(self._n_to_merge, 0):
+            await self._written(_cost_of(n_merged), self._merge)
 
     async def get(self, key: str) -> bytes | None:
         """See ports.Facts."""
@@ -180,7 +189,7 @@ class DiskFacts:
         if len(value) > MAX_FACT_BYTES:
             self._tell(f"a fact of {len(value)} bytes was not kept: {key[:80]}")
             return
-        await self._run(lambda: self._put(_FACT + key, value), None)
+        await self._written(_cost_of(0) + len(value), lambda: self._put(_FACT + key, value))
 
     async def aclose(self) -> None:
         """See ports.Facts. May be called more than once."""
@@ -190,6 +199,27 @@ class DiskFacts:
             self._thread.shutdown(wait=False)  # idle, it ends by itself; waiting for that would block the loop
 
     # from the loop into the thread
+
+    async def _written(self, n_bytes: int, function: Callable[[], None]) -> None:
+        """Run what writes, where there is room for it: a fact that is lost is a fact rebuilt."""
+        try:
+            await self._upkeep.claim(n_bytes)
+        except StoreError as error:
+            if not self._is_troubled:
+                self._is_troubled = True
+                self._tell(f"the order of use is not being kept: {error}")
+            return
+
+        def counted() -> None:
+            try:
+                function()
+            finally:
+                self._count()
+
+        try:
+            await self._run(counted, None)
+        finally:
+            self._upkeep.give_back(n_bytes)
 
     async def _run(self, function: Callable[[], T], default: T) -> T:
         if self._is_closed:
@@ -229,6 +259,8 @@ class DiskFacts:
 
     def _opened(self) -> Any:
         if self._cache is None:
+            if self._n_taken is None:  # an earlier life's, and no growth of ours
+                self._n_taken = _taken_below(self._path)
             _check_files(self._path)
             _check_database(self._path / diskcache.core.DBNAME)
             cache = diskcache.Cache(str(self._path), timeout=1, disk=_PlainDisk, **_SETTINGS)
@@ -262,6 +294,7 @@ class DiskFacts:
         self._tell(
             f"{self._path} could not be read ({error}); it is now {kept_as}, and the order of use is learnt anew"
         )
+        self._n_taken = 0  # what was moved away is counted still
         try:
             os.mkdir(self._path, 0o700)
             self._trim_aside()
@@ -272,7 +305,17 @@ class DiskFacts:
         ours = [self._aside / name for name in os.listdir(self._aside) if name.startswith(f"{FACTS}.")]
         ours.sort(key=lambda path: os.lstat(path).st_ctime_ns, reverse=True)
         for path in ours[_MAX_ASIDE:]:
+            n_bytes = _taken_below(path)
             shutil.rmtree(path, ignore_errors=True)  # follows no links
+            self._upkeep.took(-n_bytes)
+
+    # in the thread: what it takes of the disk
+
+    def _count(self) -> None:
+        """Tell how much the folder has grown since the last look, or shrunk."""
+        before = 0 if self._n_taken is None else self._n_taken
+        self._n_taken = _taken_below(self._path)
+        self._upkeep.took(self._n_taken - before)
 
     # in the thread: named facts
 
@@ -338,8 +381,6 @@ class DiskFacts:
                 for segment in self._append(cache, "tail", algorithm, some)
             ]
         self._segments += added
-        if not self._n_readings and self._is_tail_long():
-            self._merge(cache)
 
     def _append(self, cache: Any, kind: str, algorithm: str, records: Iterable[bytes]) -> Iterator[_Segment]:
         remaining = iter(records)
@@ -349,13 +390,16 @@ class DiskFacts:
             cache.set(segment.key, _closed_row(b"".join(some)))
             yield segment
 
-    def _is_tail_long(self) -> bool:
+    def _n_to_merge(self) -> int:
+        """How many records there are to be merged, or 0 while the tail is short or somebody reads."""
         n_tail = sum(segment.n_records for segment in self._segments if segment.kind == "tail")
         n_base = sum(segment.n_records for segment in self._segments if segment.kind == "base")
-        return n_tail > max(_MIN_TAIL, n_base // 8)
+        is_due = n_tail > max(_MIN_TAIL, n_base // 8) and not self._n_readings
+        return n_tail + n_base if is_due else 0
 
-    def _merge(self, cache: Any) -> None:
+    def _merge(self) -> None:
         """Make one sorted base of everything, in one transaction."""
+        cache = self._opened()
         old = self._segments
         with cache.transact():
             new = [
@@ -371,6 +415,23 @@ class DiskFacts:
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _cost_of(n_records: int) -> int:
+    """What writing so many records takes of the disk at most, in bytes: in the log ahead of the database, in the
+    database, and in pages that are free only after it."""
+    return 3 * (n_records * _width("sha512") + n_records // _SEGMENT * 4096) + (256 << 10)
+
+
+def _taken_below(path: Path) -> int:
+    """What a folder of plain files takes of the disk, itself included; 0 where it cannot be said."""
+    try:
+        with os.scandir(path) as found:
+            return os.lstat(path).st_blocks * 512 + sum(
+                entry.stat(follow_symlinks=False).st_blocks * 512 for entry in found
+            )
+    except OSError:
+        return 0
 
 
 def _closed_row(value: bytes) -> bytes:

@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, MutableSet, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from proxy.errors import BreakwaterError, OutOfSpace, Overloaded, StoreError, Unavailable
 
@@ -174,13 +174,15 @@ def made_folder(
     *,
     set_aside: Callable[[int, str, str], object],
     settled: MutableSet[str],
+    making: Callable[[int], AbstractContextManager[None]],
 ) -> Iterator[int]:
     """The folder at `parts` below `at`, made where missing, its name durable.
 
     `settled` remembers which folders have been synced into their parents by this process. "It was there already" proves
-    nothing: an earlier process may have been killed between making a folder and syncing it.
+    nothing: an earlier process may have been killed between making a folder and syncing it. Each is made inside of
+    `making(at)`, which counts what that takes of the disk.
     """
-    with _walked(fs, at, parts, set_aside, settled) as fd:
+    with _walked(fs, at, parts, set_aside, settled, making) as fd:
         yield fd
 
 
@@ -191,11 +193,12 @@ def _walked(
     parts: Sequence[str],
     set_aside: Callable[[int, str, str], object],
     settled: MutableSet[str] | None,
+    making: Callable[[int], AbstractContextManager[None]] | None = None,
 ) -> Iterator[int]:
     here = at
     try:
         for depth, part in enumerate(parts, start=1):
-            below = _stepped(fs, here, part, set_aside, is_made=settled is not None)
+            below = _stepped(fs, here, part, set_aside, making)
             path = "/".join(parts[:depth])
             if settled is not None and path not in settled:
                 try:
@@ -213,20 +216,27 @@ def _walked(
             fs.close(here)
 
 
-def _stepped(fs: FileSystem, at: int, name: str, set_aside: Callable[[int, str, str], object], *, is_made: bool) -> int:
+def _stepped(
+    fs: FileSystem,
+    at: int,
+    name: str,
+    set_aside: Callable[[int, str, str], object],
+    making: Callable[[int], AbstractContextManager[None]] | None,
+) -> int:
     try:
         return fs.open_folder(at, name)
     except FileNotFoundError:
-        if not is_made:
+        if making is None:
             raise
     except OSError as error:
         if error.errno not in _NOT_A_FOLDER:
             raise
         set_aside(at, name, f"{name} should be a folder")
-        if not is_made:
+        if making is None:
             raise FileNotFoundError(errno.ENOENT, "set aside", name) from None
     try:
-        fs.make_folder(at, name)
+        with making(at):
+            fs.make_folder(at, name)
     except FileExistsError:
         pass  # another thread was first
     return fs.open_folder(at, name)

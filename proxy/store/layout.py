@@ -58,7 +58,7 @@ LAYOUT = 1
 
 OURS = "breakwater"
 BLOBS, INGEST, RECORDS, QUARANTINE, FACTS = "blobs", "ingest", "records", "quarantine", "facts"
-CHARGES = "charges"
+CHARGES, AUDIT = "charges", "audit"
 TAGS, MANIFESTS, SINGLE_BLOBS = "_tags", "_manifests", "_blobs"
 LAYOUT_FILE, LOCK_FILE = "layout.json", "lock"
 #: What a file system puts into the root of a volume by itself.

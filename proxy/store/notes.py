@@ -10,6 +10,9 @@ from proxy.store.filesystem import meaning
 NOTES = "notes"
 #: No note is longer: pins of some hundred thousand digests.
 MAX_BYTES = 64 << 20
+#: What is no longer takes the place of one just as long, and no room is made for it: the bound is such a note, and is
+#: written while room is made.
+SMALL_BYTES = 2048
 
 _NAME = re.compile(r"[a-z]{1,64}")
 
@@ -29,7 +32,10 @@ class DiskNotes:
         """See ports.Notes."""
         if len(body) > MAX_BYTES:
             raise ValueError(f"a note of {len(body)} bytes")
-        await self._workers.run("syncs", self._put, _checked(name), body)
+        if len(body) <= SMALL_BYTES:
+            await self._workers.run("syncs", self._put, _checked(name), body)
+        else:
+            await self._files.kept(len(body), 1, self._put, _checked(name), body)
 
     def _get(self, name: str) -> bytes | None:
         try:

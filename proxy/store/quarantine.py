@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from proxy.store.filesystem import FileSystem, is_ours, kind_of
 
-#: Plain files kept for inspection. What is set aside is outside the ledger, so it must stay small beside any capacity.
+#: Plain files kept for inspection. They count against the capacity like everything else, and should be few beside it.
 MAX_FILES = 64
 MAX_BYTES = 1 << 30
 
@@ -21,21 +21,30 @@ MAX_BYTES = 1 << 30
 class Quarantine:
     """The folder `quarantine/`. Its methods are synchronous, belong in a worker thread, and never raise."""
 
-    def __init__(self, fs: FileSystem, at: int, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, fs: FileSystem, at: int, report: Callable[[str], None], took: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """`took` is told of bytes on disk that are here now, or no longer."""
         self._fs = fs
         self._at = at
         self.report = report
+        #: What is kept here at most, in bytes; less on a small store.
+        self.max_bytes = MAX_BYTES
+        self._took = took
 
     def take(self, at: int, name: str, why: str) -> None:
         """Move `name` out of the folder `at`, and report it. What cannot be moved stays, and is reported too."""
         kept_as = f"{name[:200]}.{secrets.token_hex(4)}"
         try:
+            n_bytes = self._fs.look(at, name).st_blocks * 512
             self._fs.rename(at, name, self._at, kept_as)
         except FileNotFoundError:
             return
         except OSError as error:
             self.report(f"{why}; it could not be moved to quarantine: {error.strerror}")
             return
+        # A record or a note is counted twice from here on, until the next start: rather that than asking where it was.
+        self._took(n_bytes)
         self.report(f"{why}; it is now quarantine/{kept_as}")
         self._trim()
 
@@ -49,8 +58,9 @@ class Quarantine:
             n_bytes = 0
             for n, (name, found) in enumerate(files, start=1):
                 n_bytes += found.st_blocks * 512
-                if n > MAX_FILES or n_bytes > MAX_BYTES:
+                if n > MAX_FILES or n_bytes > self.max_bytes:
                     self._fs.unlink(self._at, name)
+                    self._took(-found.st_blocks * 512)
         except OSError as error:
             self.report(f"the quarantine could not be trimmed: {error.strerror}")
 

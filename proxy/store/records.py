@@ -31,6 +31,7 @@ from proxy.store.layout import (
     maybe_digest,
     maybe_holding,
 )
+from proxy.store.upkeep import taken_by
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ class DiskRecords:
     async def put_tag(self, holding: Holding, record: TagRecord) -> None:
         """See ports.Records. Raises InvalidTag or InvalidName for what cannot be a name."""
         name = Tag.parse(record.tag).value
-        await self._workers.run("syncs", self._put, holding, (TAGS,), name, lambda: _tag_to_json(holding, record))
+        await self._put(holding, (TAGS,), name, lambda: _tag_to_json(holding, record))
 
     async def links(self, holding: Holding) -> Sequence[LinkRecord]:
         """See ports.Records. Manifests first, each kind in the order of its digests."""
@@ -68,7 +69,7 @@ class DiskRecords:
         """See ports.Records."""
         digest = record.descriptor.digest
         parts = (MANIFESTS if record.is_manifest else SINGLE_BLOBS, digest.algorithm)
-        await self._workers.run("syncs", self._put, holding, parts, digest.hex, lambda: _link_to_json(holding, record))
+        await self._put(holding, parts, digest.hex, lambda: _link_to_json(holding, record))
 
     async def remove(self, holding: Holding, *, tags: Iterable[Tag] = (), links: Iterable[Digest] = ()) -> None:
         """See ports.Records. Durable when it returns: a link is a right, and a right that was taken stays taken."""
@@ -175,9 +176,15 @@ class DiskRecords:
 
     # in a worker thread: writing
 
-    def _put(self, holding: Holding, kind: tuple[str, ...], name: str, to_json: Callable[[], dict[str, Any]]) -> None:
+    async def _put(
+        self, holding: Holding, kind: tuple[str, ...], name: str, to_json: Callable[[], dict[str, Any]]
+    ) -> None:
         parts = (*holding_folder(holding), *kind)
-        payload = json.dumps(to_json(), ensure_ascii=False, separators=(",", ":")).encode()
+        # Made in a thread, a manifest may name thousands; and before the writing, for which room is made by its length.
+        payload = await self._workers.run("reads", lambda: _payload(to_json()))
+        await self._files.kept(len(payload), len(parts), self._written, holding, parts, name, payload)
+
+    def _written(self, holding: Holding, parts: tuple[str, ...], name: str, payload: bytes) -> None:
         try:
             self._files.put(parts, name, payload)
         except OSError as error:
@@ -199,7 +206,9 @@ class DiskRecords:
 
     def _is_removed(self, at: int, name: str) -> bool:
         try:
+            n_bytes = taken_by(self._fs.look(at, name))
             self._fs.unlink(at, name)
+            self._files.upkeep.took(-n_bytes)
         except FileNotFoundError:
             return False
         except IsADirectoryError:
@@ -230,6 +239,10 @@ def _may_be_below(parts: tuple[str, ...], name: str) -> bool:
 
 
 # -- records as JSON --------------------------------------------------------------------------------------------------
+
+
+def _payload(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _tag_to_json(holding: Holding, record: TagRecord) -> dict[str, Any]:

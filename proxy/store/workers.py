@@ -54,6 +54,13 @@ class Workers:
         """The result of `function`. When the caller is cancelled the function still runs to its end."""
         return await asyncio.shield(self.start(pool, function, *args, **kwargs))
 
+    async def ended(self, pool: Pool, function: Callable[[], None]) -> None:
+        """Run what ends something, closed or not; when the caller is cancelled it still runs."""
+        if self.is_closed:
+            function()
+        else:
+            await self.run(pool, function)
+
     def tell(self, sentence: str) -> None:
         """Report something to a person, from any thread; `report` is called on the loop."""
         try:

@@ -18,6 +18,13 @@ from proxy.telemetry.log import MAX_CLIENT_CHARS, LineWriter
 
 #: A file is turned over at this size, and so many old ones are kept: 128 MiB in all, a million refusals.
 MAX_BYTES, N_OLD = 16 << 20, 7
+#: What a folder and the ends of its files may take of the disk beyond the files' lengths.
+_ROUNDING_BYTES = (N_OLD + 2) * 4096
+
+
+def file_bytes(n_bytes: int) -> int:
+    """How long each file may be, for all of them together to take at most `n_bytes` of the disk."""
+    return max(0, n_bytes - _ROUNDING_BYTES) // (N_OLD + 1)
 
 
 class TurningFile:
@@ -29,13 +36,21 @@ class TurningFile:
         self._max_bytes = max_bytes
         self._n_old = n_old
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._trim()
         self._file = self._opened()
 
     def write(self, text: str) -> int:
-        """Append lines. Raises OSError."""
-        if self._file.tell() >= self._max_bytes:
+        """Append ASCII lines; one that is longer than a whole file may be is left out. Raises OSError."""
+        if self._file.tell() + len(text) <= self._max_bytes:
+            return self._file.write(text)
+        return sum(map(self._write_line, text.splitlines(keepends=True)))
+
+    def _write_line(self, line: str) -> int:
+        if len(line) > self._max_bytes:
+            return 0
+        if self._file.tell() + len(line) > self._max_bytes:
             self._turn()
-        return self._file.write(text)
+        return self._file.write(line)
 
     def flush(self) -> None:
         """Hand it to the operating system."""
@@ -55,6 +70,18 @@ class TurningFile:
             except FileNotFoundError:
                 continue
         self._file = self._opened()
+
+    def _trim(self) -> None:
+        """An earlier life may have kept more: what would have been turned over by now goes, the oldest first."""
+        n_bytes = 0
+        for number in range(self._n_old + 1):
+            path = self._path.with_name(f"{self._path.name}.{number}") if number else self._path
+            try:
+                n_bytes += os.lstat(path).st_size
+                if n_bytes > self._max_bytes * (self._n_old + 1):
+                    os.unlink(path)
+            except FileNotFoundError:
+                continue
 
     def _opened(self) -> TextIO:
         return open(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "a")

@@ -60,6 +60,7 @@ class StoreStatus(Open):
     path: str
     used_bytes: int
     reserved_bytes: int
+    upkeep_bytes: int = Field(description="Set aside for all that is on disk and is no blob: records, folders, logs.")
     capacity_bytes: int
     blobs: int
     evicted_bytes: int

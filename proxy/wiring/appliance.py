@@ -35,6 +35,7 @@ from proxy.service.sockets import NOTHING_HANDED, Handed, not_covered
 from proxy.settings import Settings, TcpAddress
 from proxy.settings.changes import taken_up
 from proxy.store.disk import DiskStore
+from proxy.store.layout import AUDIT
 from proxy.store.lock import PATIENCE_S
 from proxy.telemetry.log import EventLog
 from proxy.web import freight as freight_routes
@@ -119,8 +120,8 @@ class Appliance:
         fitted = await asyncio.to_thread(fitting.fit, settings)
         fitting.use(fitted)
         tls = await asyncio.to_thread(server_tls, settings)
-        await watching.open_audit(store.path / "audit" / "audit.jsonl")
         kept = await Kept.of(store, settings, around)
+        await watching.open_audit(store.path / AUDIT / "audit.jsonl", store.upkeep.others)
         serving = Serving.of(kept, settings, around, fitting.upstreams, tls, watching.repeats)
         self = cls._of(settings, around, watching, fitting, tls, kept, serving)
         try:

@@ -21,7 +21,7 @@ from proxy.events import Event, Noticed
 from proxy.oci.digest import Digest
 from proxy.planning import allowances_of, sealed_hosts
 from proxy.ports import Clock
-from proxy.rules.ledger import Ledger
+from proxy.rules.ledger import Ledger, audit_share, quarantine_share
 from proxy.settings import Settings
 from proxy.store.disk import DiskStore
 
@@ -120,6 +120,9 @@ async def _capacity(store: DiskStore, settings: Settings, around: Surroundings) 
         observe=around.observe,
         notes=store.notes,
         records=store.records,
+        upkeep=store.upkeep,
     )
+    store.upkeep.others = audit_share(capacity.ledger.capacity)
+    store.quarantine.max_bytes = quarantine_share(capacity.ledger.capacity)
     await capacity.prepare()
     return capacity

@@ -8,7 +8,7 @@ from pathlib import Path
 from proxy.events import Answered, Event, Repeat
 from proxy.ports import Clock
 from proxy.telemetry.activity import Activity
-from proxy.telemetry.audit import Audit, TurningFile
+from proxy.telemetry.audit import Audit, TurningFile, file_bytes
 from proxy.telemetry.health import UpstreamHealth
 from proxy.telemetry.log import EventLog, LineWriter
 from proxy.telemetry.tally import Tally
@@ -26,11 +26,11 @@ class Watching:
         self._audit: Audit | None = None
         self._audit_lines: LineWriter | None = None
 
-    async def open_audit(self, path: Path) -> None:
-        """Keep an audit log from now on. Where it cannot be written there is none, and the log says why: a disk that is
-        read-only serves hits, and must not keep us from starting."""
+    async def open_audit(self, path: Path, n_bytes: int) -> None:
+        """Keep an audit log from now on, of at most `n_bytes` on disk. Where it cannot be written there is none, and the
+        log says why: a disk that is read-only serves hits, and must not keep us from starting."""
         try:
-            file = await asyncio.to_thread(TurningFile, path)
+            file = await asyncio.to_thread(TurningFile, path, max_bytes=file_bytes(n_bytes))
         except OSError as error:
             self.log.say("error", f"there is no audit log: {error.strerror}")
             return

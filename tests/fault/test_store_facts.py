@@ -17,6 +17,10 @@ import pytest
 from proxy.oci.digest import Digest
 from proxy.ports import Use
 from proxy.store.facts import DiskFacts
+from proxy.store.filesystem import FileSystem
+from proxy.store.layout import Folders
+from proxy.store.upkeep import Upkeep
+from proxy.store.workers import Workers
 
 USES = [Use(Digest.of(b"%d" % n), n, n) for n in range(5000)]
 VALUE = b"12345"
@@ -34,7 +38,8 @@ class Facts:
 
     def opened(self) -> DiskFacts:
         """A new life."""
-        return DiskFacts(self.root, self.reports.append)
+        uncounted = Upkeep(FileSystem(), Folders(path=self.root, root=-1), Workers(self.reports.append))
+        return DiskFacts(self.root, self.reports.append, uncounted)
 
     @property
     def set_aside(self) -> list[str]:

@@ -34,6 +34,7 @@ class ImagesMachine(RuleBasedStateMachine):
         self.stored: dict[Digest, int] = {}
         self.promises: list[int] = []
         self.kept: set[Digest] = set()
+        self.upkeep = 0
         for n, digest in enumerate(on_disk_before):
             self.ledger.count(digest, 5, float(n))
             self.stored[digest] = 5
@@ -44,6 +45,15 @@ class ImagesMachine(RuleBasedStateMachine):
     def _map(self, digest: Digest) -> None:
         if digest in NAMES:
             self.ledger.names(digest, NAMES[digest])
+
+    @rule(n_blocks=st.integers(0, 10))
+    def set_aside(self, n_blocks: int) -> None:
+        """More or less is needed for what is no blob; more of it is made room for like anything else."""
+        n_bytes = n_blocks * BLOCK_BYTES
+        while not self.ledger.fits(n_bytes - self.upkeep):
+            if not self._evict(n_bytes - self.upkeep):
+                return
+        self.ledger.upkeep = self.upkeep = n_bytes
 
     @rule(n_blocks=st.integers(1, 12))
     def reserve(self, n_blocks: int) -> None:
@@ -116,7 +126,8 @@ class ImagesMachine(RuleBasedStateMachine):
         ledger = self.ledger
         assert ledger.committed == sum(map(on_disk, self.stored.values()))
         assert ledger.reserved == sum(self.promises)
-        assert ledger.committed + ledger.reserved <= CAPACITY
+        assert ledger.held == ledger.committed + ledger.reserved + self.upkeep <= CAPACITY
+        assert ledger.for_blobs == CAPACITY - self.upkeep
         assert len(ledger) == len(self.stored)
         assert dict(ledger) == self.stored
         assert all(ledger.size_of(digest) == self.stored.get(digest) for digest in EVERYTHING)

@@ -32,7 +32,7 @@ from proxy.errors import BreakwaterError, UnknownBlob, UnknownManifest, UnknownN
 from proxy.events import Event, Noticed
 from proxy.oci.digest import Digest
 from proxy.oci.names import Repository, Tag, TagOrDigest
-from proxy.ports import LocalFile, ManifestHead, TagPage, Upstream, UpstreamManifest
+from proxy.ports import LocalFile, ManifestHead, TagPage, Upkeep, Upstream, UpstreamManifest
 from proxy.rules.freshness import TagPolicy
 from proxy.rules.gates.allowlist import Rules
 from proxy.rules.ledger import Ledger
@@ -352,6 +352,7 @@ async def engine(
     clock: ManualClock | None = None,
     capacity: int = 1 << 40,
     min_free: Callable[[int], int] = lambda _: 0,
+    min_free_inodes: Callable[[int], int] = lambda _: 0,
     policy: OnLastReaderGone = "finish",
     limits: Limits | None = None,
     tag_policy: TagPolicy | None = None,
@@ -360,6 +361,7 @@ async def engine(
     allowances: Mapping[str, Allowance] | None = None,
     is_counted: bool = True,
     is_loaded: bool = True,
+    upkeep: Upkeep | None = None,
     irreplaceable: Collection[Digest] = (),
     events: list[Event] | None = None,
 ) -> AsyncIterator[Engine]:
@@ -378,13 +380,16 @@ async def engine(
         store_.blobs,
         store_.facts,
         min_free_bytes=min_free,
-        min_free_inodes=lambda _: 0,
+        min_free_inodes=min_free_inodes,
         clock=clock,
         owner=owner,
         observe=events.append,
         notes=store_.notes,
         records=store_.records,
+        upkeep=upkeep,
     )
+    if upkeep is not None:
+        await kept.prepare()
 
     async def condemn(digest: Digest, why: str) -> None:
         await store_.blobs.quarantine(digest, why)

@@ -69,12 +69,28 @@ def test_the_file_is_turned_over_by_size_and_the_oldest_thrown_away(tmp_path: Pa
         file.write(f"{n}" * 60 + "\n")
     file.close()
     assert sorted(each.name for each in tmp_path.iterdir()) == ["audit.jsonl", "audit.jsonl.1", "audit.jsonl.2"]
-    assert [path.with_name(name).read_text()[0] for name in ("audit.jsonl.2", "audit.jsonl.1", "audit.jsonl")] == [
-        "4",
-        "6",
-        "8",
-    ]
+    names = ("audit.jsonl.2", "audit.jsonl.1", "audit.jsonl")
+    assert [path.with_name(name).read_text()[0] for name in names] == ["7", "8", "9"]
+    assert all(path.with_name(name).stat().st_size <= 100 for name in names), "at no moment longer"
     again = TurningFile(path, max_bytes=100, n_old=2)
     again.write("a\n")
     again.close()
     assert path.read_text().endswith("a\n")
+
+
+def test_lines_that_come_together_are_turned_over_one_by_one(tmp_path: Path) -> None:
+    """Whatever comes at once, the whole log stays within its share; what no file can hold is left out."""
+    path = tmp_path / "audit.jsonl"
+    file = TurningFile(path, max_bytes=100, n_old=1)
+    file.write("".join(f"{n}" * 60 + "\n" for n in range(5)) + "x" * 200 + "\n")
+    file.close()
+    assert [path.with_name(name).read_text()[0] for name in ("audit.jsonl.1", "audit.jsonl")] == ["3", "4"]
+
+
+def test_what_a_larger_life_left_is_trimmed_at_the_start(tmp_path: Path) -> None:
+    """A store that was made smaller: its share of the capacity binds the log, too."""
+    path = tmp_path / "audit.jsonl"
+    for name in ("audit.jsonl", "audit.jsonl.1", "audit.jsonl.2"):
+        (tmp_path / name).write_text("x" * 150)
+    TurningFile(path, max_bytes=100, n_old=2).close()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["audit.jsonl", "audit.jsonl.1"]

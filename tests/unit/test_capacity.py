@@ -271,3 +271,34 @@ async def test_what_goes_while_the_store_is_counted_is_not_counted(store: Memory
         while not running.capacity.is_counted:
             await asyncio.sleep(0)
         assert running.ledger.committed == 0
+
+
+class SlowDeletion(MemoryBlobs):
+    """Deletes when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_go = asyncio.Event()
+        self.is_asked = asyncio.Event()
+
+    async def delete(self, digests: Sequence[Digest]) -> None:
+        self.is_asked.set()
+        await self.may_go.wait()
+        await super().delete(digests)
+
+
+async def test_hits_never_wait_for_eviction(store: MemoryStore) -> None:
+    """Whatever the disk takes to let go of what is cold, what is warm is served meanwhile, and so is a miss's first byte
+    of what needs no room."""
+    store.blobs = slow = SlowDeletion()
+    async with engine(FakeUpstream(), store=store, capacity=3 * BLOCK, clock=HastyClock()) as running:
+        a, b, c = await kept(running, b"a", b"b", b"c")
+        missing = asyncio.create_task(running.read(await _new(running, b"d")))
+        await slow.is_asked.wait()
+        for digest, body in ((b, b"b"), (c, b"c"), (b, b"b")):
+            assert await running.read(digest) == body
+        assert not missing.done(), "it does wait for the room"
+        slow.may_go.set()
+        assert await missing == b"d"
+        await running.idle()
+        assert await running.stored(a) is None

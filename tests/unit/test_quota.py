@@ -107,6 +107,21 @@ def test_a_recount_repairs_and_says_what_it_did() -> None:
     assert dict(one.of("team")) == {A: 30, C: 35}
 
 
+def test_an_account_is_looked_through_in_batches_while_it_changes() -> None:
+    """A recount of a million charges holds nobody; what stays is seen, once."""
+    one = book(None)
+    for digest in DIGESTS:
+        pays(one, "team", digest, 10)
+    batches = one.of("team").batches(3)
+    seen = next(batches)
+    one.drop("team", seen[0][0])
+    one.drop("team", DIGESTS[5])
+    pays(one, "team", Digest.of(b"new"), 10)
+    seen += [each for batch in batches for each in batch]
+    assert len(seen) == len(set(seen))
+    assert {(digest, 10) for digest in DIGESTS if digest != DIGESTS[5]} <= set(seen)
+
+
 def test_releasing_more_than_was_reserved_is_a_bug() -> None:
     """The ledger does not repair its callers."""
     with pytest.raises(RuntimeError, match="released more"):

@@ -46,7 +46,8 @@ class ChargeJournalSuite:
     async def test_a_rewrite_replaces_everything_and_can_be_appended_to(self, journal: ChargeJournal) -> None:
         """A journal that has grown long is written anew, and goes on."""
         await journal.append("team", [(ONE, 10), (OTHER, 20)])
-        await journal.rewrite("team", iter([[(THIRD, 7), (OTHER, 1)], [], [(OTHER, None)]]))
+        anew: list[list[tuple[Digest, int | None]]] = [[(THIRD, 7), (OTHER, 1)], [], [(OTHER, None)]]
+        await journal.rewrite("team", iter(anew))
         await journal.append("team", [(ONE, 11)])
         assert (await charges_in(journal))["team"] == {THIRD: 7, ONE: 11}
 
