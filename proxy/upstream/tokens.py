@@ -168,6 +168,8 @@ class Tokens:
     def refusal(self, repository: Repository, sentence: str) -> Unauthorised:
         """Upstream refused what had just been obtained: for a minute there is no point in obtaining another."""
         way = self._ways.get(repository, _BASIC)
+        if way.realm is not None:
+            sentence += self._hint(way.realm)  # some realms give everybody a token, that then opens nothing
         self._refused[_BASIC if way.is_basic and not self._has_worked else way] = sentence
         return Unauthorised(sentence, upstream=self._policy.host)
 

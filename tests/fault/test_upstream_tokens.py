@@ -366,6 +366,17 @@ async def test_refusal_says_that_the_credentials_were_kept_back(registry: Script
         assert authority(elsewhere.url) in str(caught.value)
 
 
+async def test_refusal_of_an_anonymous_token_says_so_too(registry: ScriptedRegistry) -> None:
+    """Docker Hub's realm gives everybody a token for what is private; it is the registry then that refuses."""
+    async with ScriptedRegistry() as realm:
+        realm.guard = Guard(scheme="bearer")
+        registry.guard = Guard(scheme="bearer", realm=f"{realm.url}/token", refuses_all=True)
+        async with asking(registry, allow_private=True, credentials=CREDENTIALS) as asked:
+            with pytest.raises(Unauthorised, match="not in token_realms"):
+                await pull(asked)
+        assert not realm.asked("/token")[0].header("Authorization")
+
+
 async def test_realm_at_another_port_of_a_literal_url_is_not_asked(registry: ScriptedRegistry) -> None:
     """INV-7: a literal url permits its own address and port; the realm is judged like any other place."""
     async with ScriptedRegistry(guard=Guard(scheme="bearer")) as trap:

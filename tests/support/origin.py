@@ -6,6 +6,7 @@ import http.client
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,9 @@ class Request:
 class Origin(Child):
     """A docker-registry on 127.0.0.1. Stopped and started again it is the same registry on the same ports."""
 
-    def __init__(self, scratch: Path, *, remote_url: str | None = None) -> None:
-        """With `remote_url` it is a pull-through cache of that registry: the peer to compare with."""
+    def __init__(self, scratch: Path, *, remote_url: str | None = None, auth: Mapping[str, Any] | None = None) -> None:
+        """With `remote_url` it is a pull-through cache of that registry: the peer to compare with. `auth` is that section
+        of its settings. Over the same folder it has the same content."""
         scratch.mkdir(parents=True, exist_ok=True)
         self.port = ports.take()
         self._debug_port = ports.take()
@@ -61,6 +63,8 @@ class Origin(Child):
         }
         if remote_url:
             settings["proxy"] = {"remoteurl": remote_url}
+        if auth:
+            settings["auth"] = auth
         path = scratch / "origin.yml"
         path.write_text(json.dumps(settings))  # JSON is YAML
         super().__init__("docker-registry", [program("docker-registry"), "serve", str(path)], scratch / "origin.log")
