@@ -21,7 +21,7 @@ from proxy.events import Event, Noticed
 from proxy.oci.digest import Verifier
 from proxy.oci.names import Repository
 from proxy.ports import BlobBody, BlobStore, Clock, Ingest, Upstream
-from proxy.rules.backoff import MAX_RESUMES_WITHOUT_PROGRESS, resume_delay
+from proxy.rules.backoff import MAX_RESUMES_WITHOUT_PROGRESS, PROGRESS_BYTES, resume_delay
 from proxy.rules.transfer import State
 
 #: Upstream is read ahead of the disk by at most this much, and a hop to the worker takes at most this much.
@@ -157,12 +157,13 @@ class Pump:
                 await self._read_all(maybe_body)
                 break
             except (Unreachable, Timeout) as failure:
-                n_stuck = 1 if self._n_taken > reached else n_stuck + 1
-                reached = self._n_taken
+                if self._n_taken - reached >= PROGRESS_BYTES:
+                    n_stuck, reached = 0, self._n_taken
+                n_stuck += 1
                 if n_stuck > MAX_RESUMES_WITHOUT_PROGRESS:
                     if maybe_body is not None and isinstance(failure, Unreachable):
                         # It answers, and breaks off at the same byte each time: not an outage, but a bad body.
-                        raise self._lie(f"breaks off at byte {reached} each time ({failure})") from failure
+                        raise self._lie(f"breaks off at byte {self._n_taken} each time ({failure})") from failure
                     raise
             finally:
                 if maybe_body is not None:

@@ -201,12 +201,7 @@ class Tags:
         was = entry.record.descriptor
         try:
             head = await _head(route, origin, tag, was.digest)
-            if head.digest == was.digest:
-                held, outcome = await self._manifests.get(route, origin, was.digest)
-            elif head.digest is not None:
-                held, outcome = await self._manifests.get(route, origin, head.digest)
-            else:
-                held, outcome = await self._manifests.fetch(route, origin, tag)
+            held, outcome = await self._named(route, origin, tag, head.digest)
         except NotFound:
             await self._forget(holding, tag)
             raise
@@ -219,6 +214,16 @@ class Tags:
             )
         await self._write(holding, tag, held, origin)
         return held, outcome
+
+    async def _named(self, route: Route, origin: Origin, tag: Tag, digest: Digest | None) -> tuple[Held, Outcome]:
+        """What a HEAD of the tag has named. Where that names nothing, or nothing that upstream has (a lie, or a replica
+        that lags), the tag itself is asked for: only its own "not found" is one."""
+        if digest is not None:
+            try:
+                return await self._manifests.get(route, origin, digest)
+            except NotFound:
+                pass
+        return await self._manifests.fetch(route, origin, tag)
 
     # -- answering --------------------------------------------------------------------------------------------------
 

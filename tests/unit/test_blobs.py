@@ -25,7 +25,7 @@ from proxy.errors import (
 from proxy.events import TransferEnded
 from proxy.oci.digest import Digest, Verifier
 from proxy.ports import LocalFile, Tail
-from proxy.rules.backoff import BAD_FOR_S
+from proxy.rules.backoff import BAD_FOR_S, MAX_RESUMES_WITHOUT_PROGRESS
 from proxy.rules.ledger import BLOCK_BYTES
 from proxy.rules.transfer import HELD_BACK_BYTES
 from proxy.store.memory import MemoryBlobs, MemoryIngest, MemoryStore
@@ -119,6 +119,20 @@ async def test_a_body_that_does_not_hash_ends_short_for_every_reader(running: En
     await running.clock.advance(BAD_FOR_S)
     assert await running.read(DIGEST) == BODY
     assert upstream.count("blob") == 2
+
+
+async def test_a_few_bytes_with_each_answer_are_no_progress(running: Engine, upstream: FakeUpstream) -> None:
+    """Else an upstream that gives 100 bytes and breaks off is asked thousands of times for one layer."""
+    broken = Unreachable("broke off", upstream=HOST)
+    upstream.scripts[DIGEST] = [Script(len(BODY), [BODY[at : at + 100], broken], at) for at in range(0, len(BODY), 100)]
+    opened = await running.open(DIGEST)
+    reading = asyncio.ensure_future(whole(opened))
+    while not reading.done():
+        await turns()
+        await running.clock.advance(5.0)
+    with pytest.raises(Misbehaved, match="breaks off at byte 400 each time"):
+        await reading
+    assert upstream.count("blob") == 1 + MAX_RESUMES_WITHOUT_PROGRESS
 
 
 async def test_a_failure_keeps_nobodys_frames_alive(running: Engine, upstream: FakeUpstream) -> None:

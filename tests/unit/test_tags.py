@@ -157,6 +157,19 @@ async def test_a_tag_that_moved_to_nonsense_is_served_stale(running: Engine, ups
     assert (body(found), found.outcome) == (ONE.body, "stale")
 
 
+async def test_a_head_that_names_what_upstream_does_not_have_forgets_no_tag(
+    running: Engine, upstream: FakeUpstream
+) -> None:
+    """A replica that lags, or a lie: the tag itself is asked for, and only its own "not found" is one."""
+    await resolve(running)
+    upstream.put(TWO, "1")
+    upstream.remove(TWO.digest)
+    await running.clock.advance(TTL_S)
+    found = await resolve(running)
+    assert (body(found), found.trouble) == (TWO.body, "")
+    assert [one.what for one in upstream.asked] == ["1", "1", TWO.digest, "1"]
+
+
 async def test_after_a_failure_upstream_is_left_in_peace_for_a_while(running: Engine, upstream: FakeUpstream) -> None:
     """Stale is served at once; then one asks again."""
     await resolve(running)
