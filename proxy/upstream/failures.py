@@ -55,6 +55,8 @@ def _denied(error: BaseException) -> str | None:
 def _strerror(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         error = error.os_error
+        if isinstance(error, ConnectionResetError) and not error.errno:
+            return "it broke off the TLS handshake"  # a reset that the system tells of has a number
     number = getattr(error, "errno", None)
     return os.strerror(number).lower() if isinstance(number, int) and number > 0 else "the connection failed"
 

@@ -1,4 +1,7 @@
-"""A login of ECR from somebody else's reading of AWS's API: moto's server, as a process."""
+"""A login of ECR from somebody else's reading of AWS's API: moto's server, as a process.
+
+moto has no ECR Public; that one is checked against an endpoint of our own (tests/unit/test_credentials.py).
+"""
 
 from __future__ import annotations
 

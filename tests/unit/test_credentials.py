@@ -463,3 +463,64 @@ async def test_a_source_that_is_not_there_is_unreachable(words: dict[str, Any]) 
         url = gone.url
     with pytest.raises(Unreachable):
         await GarCredentials(HOST, key_file="", endpoint=url, **words).login()
+
+
+# -- all of them -------------------------------------------------------------------------------------------------------
+
+#: What each cloud's endpoints answer, how many requests one login costs, and for how many seconds it holds.
+CLOUDS: dict[str, tuple[int, float]] = {
+    "ecr": (1, 3600.0),
+    "ecr-public": (1, 3600.0),
+    "gar": (1, 3600.0),
+    "acr": (2, 3 * 3600.0 - 900.0),
+}
+
+
+def cloud_answer(came: Came) -> tuple[int, object]:
+    """All the clouds in one."""
+    if "x-amz-target" in came.headers:
+        return ecr_answer(came)
+    if came.target.startswith("/computeMetadata/"):
+        return 200, {"access_token": SECRET, "expires_in": 3600}
+    if came.target == "/oauth2/exchange":
+        return 200, {"refresh_token": SECRET}
+    return 200, {"access_token": "entra"}
+
+
+def cloud(name: str, url: str, folder: Path, words: dict[str, Any]) -> RenewingCredentials:
+    """A cloud's source of logins, all of its endpoints at `url`."""
+    environ = {"AWS_ACCESS_KEY_ID": "ENV", "AWS_SECRET_ACCESS_KEY": "s"}
+    if name.startswith("ecr"):
+        return EcrCredentials(
+            ECR_HOST, is_public=name == "ecr-public", region="", endpoint=url, environ=environ, **words
+        )
+    if name == "gar":
+        return GarCredentials(HOST, key_file="", endpoint=url, **words)
+    (folder / "secret").write_text("s")
+    app = {"tenant": "t", "client_id": "c", "secret_file": str(folder / "secret"), "environ": {}}
+    return AcrCredentials(HOST, url, endpoint=url, **app, **words)
+
+
+@pytest.mark.parametrize(("name", "n_requests", "life_s"), [(name, *told) for name, told in CLOUDS.items()])
+async def test_each_cloud_is_asked_once_for_all_and_early(
+    name: str, n_requests: int, life_s: float, tmp_path: Path, words: dict[str, Any], clock: ManualClock
+) -> None:
+    """Twenty who ask at once cost one login; past four fifths of its life one renewal runs, and nobody waits for it."""
+    async with Endpoint(cloud_answer) as endpoint:
+        credentials = cloud(name, endpoint.url, tmp_path, words)
+        found = await asyncio.gather(*(credentials.login() for _ in range(20)))
+        assert {one.secret for one in found} == {SECRET}
+        assert len(endpoint.came) == n_requests
+        await clock.advance(0.79 * life_s)
+        await asyncio.gather(*(credentials.login() for _ in range(20)))
+        assert len(endpoint.came) == n_requests
+        await clock.advance(0.02 * life_s)
+        before = clock.monotonic()
+        found = await asyncio.gather(*(credentials.login() for _ in range(20)))
+        assert {one.secret for one in found} == {SECRET}
+        flight = credentials._flight
+        assert flight is not None
+        await flight
+        await asyncio.gather(*(credentials.login() for _ in range(20)))
+        assert len(endpoint.came) == 2 * n_requests
+        assert clock.monotonic() == before

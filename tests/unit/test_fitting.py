@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -237,3 +239,91 @@ async def test_a_secret_that_is_rotated_reaches_upstream(
         registry.revoke()
         assert await fitted.ask() == IMAGE.body
         assert len(fitted.fitting._retired) == 0
+
+
+# -- TLS, programs, what is told ---------------------------------------------------------------------------------------
+
+
+class Certified:
+    """A registry behind TLS, and the files that its settings name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority, self.clients = trustme.CA(), trustme.CA()
+        self.ca = self._written(folder / "ca.pem", self.authority.cert_pem)
+        issued = self.clients.issue_cert("breakwater")
+        self.cert = self._written(folder / "client.pem", *issued.cert_chain_pems)
+        self.key = self._written(folder / "client-key.pem", issued.private_key_pem)
+        self.served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.authority.issue_cert("127.0.0.1").configure_cert(self.served)
+
+    @staticmethod
+    def _written(path: Path, *pems: trustme.Blob) -> str:
+        path.write_bytes(b"".join(pem.bytes() for pem in pems))
+        return str(path)
+
+
+@pytest.mark.parametrize(
+    ("server", "keys", "is_let_in"),
+    [
+        ("plain", ["ca"], True),
+        ("plain", [], False),
+        ("wants a certificate", ["ca", "client_cert", "client_key"], True),
+        ("wants a certificate", ["ca"], False),
+        ("speaks 1.2", ["ca"], True),
+        ("speaks 1.2", ["ca", "min_tls"], False),
+        ("speaks 1.3", ["ca", "min_tls"], True),
+    ],
+)
+async def test_the_settings_of_tls_act(server: str, keys: list[str], is_let_in: bool, tmp_path: Path) -> None:
+    """Further authorities, certificates of our own, the oldest version: over real handshakes; never less than asked."""
+    made = Certified(tmp_path)
+    if server == "wants a certificate":
+        made.served.verify_mode = ssl.CERT_REQUIRED
+        made.clients.configure_trust(made.served)
+    if server == "speaks 1.2":
+        made.served.maximum_version = ssl.TLSVersion.TLSv1_2
+    given = {"ca": made.ca, "client_cert": made.cert, "client_key": made.key, "min_tls": "1.3"}
+    async with ScriptedRegistry(tls=made.served) as registry, fits() as fitted:
+        registry.put(str(ALPINE), IMAGE, "1")
+        await fitted.take({"url": registry.url, **{key: given[key] for key in keys}})
+        if is_let_in:
+            assert await fitted.ask() == IMAGE.body
+            return
+        with pytest.raises(Unreachable, match=r"TLS|certificate|closed|broke|reset"):
+            await fitted.ask()
+        assert registry.requests == []
+
+
+async def test_a_credential_helper_opens_a_registry(
+    registry: ScriptedRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real executable on the PATH, once for all who ask; what it was asked for is the registry, on its input."""
+    program = tmp_path / "docker-credential-vault"
+    program.write_text(
+        '#!/bin/sh\nread server\necho "$@ $server" >> "$0.log"\n'
+        """echo '{"ServerURL":"x","Username":"u","Secret":"5ecret"}'\n"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    registry.guard = Guard(scheme="basic", login=("u", "5ecret"))
+    async with fits() as fitted:
+        await fitted.take({"url": registry.url, "credentials": {"helper": "vault"}})
+        assert set(await asyncio.gather(*(fitted.ask() for _ in range(10)))) == {IMAGE.body}
+    assert (tmp_path / "docker-credential-vault.log").read_text() == f"get {authority(registry.url)}\n"
+
+
+async def test_what_each_address_grants_is_told(registry: ScriptedRegistry) -> None:
+    """Status has it by address, metrics the best of them."""
+    registry.rewrite(Twist(add=[("ratelimit-limit", "100;w=21600"), ("ratelimit-remaining", "7;w=21600")]))
+    told: dict[str, Any] = {}
+    async with fits() as fitted:
+        await fitted.take({"url": [registry.url, "http://127.0.0.1:1"]})
+        await fitted.ask()
+        shown = conditions_shown(fitted.fitting.conditions(HOST))
+        fitted.fitting.gauge(lambda name, _, values, __: told.update({name: values}))
+    first, second = shown["addresses"]
+    assert first["budget"] == shown["budget"] == {"limit": 100, "remaining": 7, "window_s": 21600}
+    assert (first["is_low"], first["circuit"], second["budget"], second["is_low"]) == (True, "closed", None, False)
+    assert told["breakwater_upstream_budget_remaining"] == {(HOST,): 7.0}
+    assert told["breakwater_upstream_budget_limit"] == {(HOST,): 100.0}
+    assert told["breakwater_upstream_circuit_open"] == {(HOST,): 0.0}
