@@ -497,7 +497,7 @@ def cloud(name: str, url: str, folder: Path, words: dict[str, Any]) -> RenewingC
     if name == "gar":
         return GarCredentials(HOST, key_file="", endpoint=url, **words)
     (folder / "secret").write_text("s")
-    app = {"tenant": "t", "client_id": "c", "secret_file": str(folder / "secret"), "environ": {}}
+    app: dict[str, Any] = {"tenant": "t", "client_id": "c", "secret_file": str(folder / "secret"), "environ": {}}
     return AcrCredentials(HOST, url, endpoint=url, **app, **words)
 
 
