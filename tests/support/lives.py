@@ -3,8 +3,11 @@
     python -m tests.support.lives --random 500 --exact 500       kill -9 at random moments, and at exact system calls
     python -m tests.support.lives --cuts 300                     power cuts: ext4 on a loop device, shut down (root)
 
-Prints its seed and its counts. After each life: every file under blobs/ hashes to its name, the next start answers, no
-complete body that was served is wrong, and the count equals a recount (`breakwater verify`).
+Prints its seed and its counts. Between two lives every file under blobs/ is hashed here. A life begins with `verify`,
+asked of the server itself: nothing is rotten, and the count equals a recount. Then clients pull more than fits, and every
+complete body must be right, until the life is ended: by kill -9 at a random moment of the load, or of the start (such a
+life has no time for `verify`; the next one has); by a kill at the n-th call of one kind, delivered by strace; or with
+the power of the file system beneath it.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import asyncio
 import fcntl
 import hashlib
+import http.client
 import json
 import os
 import random
@@ -29,11 +33,16 @@ from pathlib import Path
 
 from tests.support import images
 from tests.support.appliance import read_answer
-from tests.support.process import Breakwater
+from tests.support.process import Breakwater, program
 from tests.support.registry import ScriptedRegistry
+from tests.support.tracing import attached
 
-#: System calls at which a life may end: those that change the store.
-CALLS = ("pwrite64", "fsync", "renameat,rename", "unlinkat,unlink", "fchmod", "mkdirat,mkdir", "openat")
+#: System calls at which a life may end under load: those that change the store, its facts (fdatasync) or look it up.
+CALLS = ("pwrite64", "fsync", "fdatasync", "renameat", "unlinkat", "fchmod", "mkdirat", "openat", "ftruncate")
+#: Those at which it may end while it starts. Not openat: nearly all of these are Python's imports.
+CALLS_OF_A_START = ("pwrite64", "fsync", "fdatasync", "renameat", "unlinkat", "mkdirat", "ftruncate")
+#: How long the load goes on at most for the n-th call to come.
+PATIENCE_S = 1.0
 #: EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH: nothing more reaches the disk, the journal neither.
 _SHUTDOWN, _NO_LOG_FLUSH = 0x8004587D, 2
 
@@ -42,12 +51,19 @@ _SHUTDOWN, _NO_LOG_FLUSH = 0x8004587D, 2
 class Counts:
     """What happened."""
 
+    #: Kills at a random moment, kills by strace at an exact call, and power cuts.
     kills: int = 0
     exact: int = 0
     cuts: int = 0
+    #: Of all of these, those before the server answered.
+    in_the_start: int = 0
+    verified: int = 0
     bodies: int = 0
     wrong_bodies: int = 0
+    #: Cut off by the end of the life.
     short_bodies: int = 0
+    #: Answers with another status than 200, though upstream is well.
+    refused: int = 0
     wrong_files: int = 0
     miscounted: int = 0
     slowest_start_s: float = 0.0
@@ -56,7 +72,7 @@ class Counts:
     @property
     def is_clean(self) -> bool:
         """Whether everything held."""
-        return not (self.wrong_bodies or self.wrong_files or self.miscounted or self.faults)
+        return not (self.wrong_bodies or self.refused or self.wrong_files or self.miscounted or self.faults)
 
 
 class Lives:
@@ -64,7 +80,6 @@ class Lives:
 
     def __init__(self, scratch: Path, registry: ScriptedRegistry, chance: random.Random) -> None:
         self.counts = Counts()
-        self._registry = registry
         self._chance = chance
         self._images = [images.image(n, (60_000 + 977 * n, 1_500_000)) for n in range(6)]
         for n, image in enumerate(self._images):
@@ -78,18 +93,18 @@ class Lives:
         self.process = Breakwater(scratch, settings)
         self._plain = list(self.process.command)
 
-    async def live(self, end: Callable[[], Awaitable[None]], *, prefix: list[str] | None = None) -> None:
-        """One life under load, ended by `end`, or by itself where `prefix` (a strace) kills it first."""
-        self.process.command = [*(prefix or []), *self._plain]
+    # -- a life -------------------------------------------------------------------------------------------------------
+
+    async def live(self, end: Callable[[], Awaitable[None]]) -> None:
+        """A life that is verified, then under load until `end` returns."""
+        await asyncio.to_thread(self.hash_files)
         before = time.monotonic()
+        await asyncio.to_thread(self.process.start)
+        self.counts.slowest_start_s = max(self.counts.slowest_start_s, time.monotonic() - before)
         try:
-            await asyncio.to_thread(self.process.start)
-        except AssertionError:
-            if not prefix:
-                raise
-        else:
-            if not prefix:
-                self.counts.slowest_start_s = max(self.counts.slowest_start_s, time.monotonic() - before)
+            if self._chance.random() < 0.5:  # else every file is verified before its first reader comes
+                await self._pull(self._chance.randrange(len(self._images)))
+            await asyncio.to_thread(self._verify)
             clients = [asyncio.create_task(self._client()) for _ in range(4)]
             try:
                 await end()
@@ -98,25 +113,29 @@ class Lives:
                 for client in clients:
                     client.cancel()
                 await asyncio.gather(*clients, return_exceptions=True)
-        self.process.kill()
+        finally:
+            self.process.kill()
 
-    async def after(self) -> None:
-        """What must hold now."""
-        await asyncio.to_thread(self._hash_files)
-        await self.live(self._verify)
+    def hash_files(self) -> None:
+        """INV-1, without asking the server."""
+        for path in (self.process.store / "breakwater" / "blobs").glob("*/*/*"):
+            if hashlib.new(path.parts[-3], path.read_bytes()).hexdigest() != path.name:
+                self.counts.wrong_files += 1
 
-    async def _verify(self) -> None:
-        done = await asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, "-m", "proxy", "verify", "--json", "--config", str(self.process.settings_path)],
-            capture_output=True,
-            check=False,
-        )
+    def _verify(self) -> None:
+        """`breakwater verify`, without the second or so that a command takes to start."""
+        token = (self.process.store / "breakwater" / "admin-token").read_text().strip()
+        connection = http.client.HTTPConnection("127.0.0.1", self.process.admin_port, timeout=60)
         try:
-            report = json.loads(done.stdout)
-        except ValueError:
-            self.counts.faults.append(done.stderr.decode()[-300:])
+            asked = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+            connection.request("POST", "/api/v1/verify", b"", asked)
+            report = json.loads(connection.getresponse().read().splitlines()[-1])
+        finally:
+            connection.close()
+        if report.get("event") != "report":
+            self.counts.faults.append(str(report))
             return
+        self.counts.verified += 1
         self.counts.wrong_files += len(report["rotten"])
         self.counts.miscounted += len(report["miscounted"])
         self.counts.faults.extend(report["unreadable"].values())
@@ -124,18 +143,15 @@ class Lives:
         if status["used_bytes"] + status["reserved_bytes"] > status["capacity_bytes"]:
             self.counts.faults.append(f"overflow: {status}")
 
-    def _hash_files(self) -> None:
-        for path in (self.process.store / "breakwater" / "blobs").glob("*/*/*"):
-            if hashlib.new(path.parts[-3], path.read_bytes()).hexdigest() != path.name:
-                self.counts.wrong_files += 1
-
     async def _client(self) -> None:
         while True:
-            n = self._chance.randrange(len(self._images))
-            image = self._images[n]
-            await self._get(f"/v2/library/alpine/manifests/{n}", image.digest)
-            for blob in image.blobs:
-                await self._get(f"/v2/library/alpine/blobs/{blob.digest}", blob.digest)
+            await self._pull(self._chance.randrange(len(self._images)))
+
+    async def _pull(self, n: int) -> None:
+        image = self._images[n]
+        await self._get(f"/v2/library/alpine/manifests/{n}", image.digest)
+        for blob in image.blobs:
+            await self._get(f"/v2/library/alpine/blobs/{blob.digest}", blob.digest)
 
     async def _get(self, target: str, digest: str) -> None:
         try:
@@ -148,37 +164,81 @@ class Lives:
             answer = await read_answer(reader)
         finally:
             writer.close()
-        if answer.end != "whole" or answer.status != 200:
+        if answer.end != "whole":
             self.counts.short_bodies += 1
-            return
-        self.counts.bodies += 1
-        if images.digest_of(answer.body) != digest:
-            self.counts.wrong_bodies += 1
+        elif answer.status != 200:
+            self.counts.refused += 1
+            self.counts.faults.append(f"{target}: {answer.status} {answer.body[:300]!r}")
+        else:
+            self.counts.bodies += 1
+            self.counts.wrong_bodies += images.digest_of(answer.body) != digest
 
     # -- ways to end --------------------------------------------------------------------------------------------------
 
-    async def at_a_random_moment(self) -> None:
-        """kill -9 within the first second of load."""
-        await asyncio.sleep(self._chance.uniform(0.0, 1.0))
+    async def ended_at_random(self) -> None:
+        """kill -9 within the first half second of load; one in four within the first second of a start."""
         self.counts.kills += 1
+        if self._chance.random() >= 0.25:
+            await self.live(lambda: asyncio.sleep(self._chance.uniform(0.0, 0.5)))
+            return
+        self.counts.in_the_start += 1
+        await self._start_and_kill(self._plain, self._chance.uniform(0.0, 1.0))
 
-    async def at_a_call(self) -> None:
-        """A life that is killed at the n-th call of one kind."""
-        calls, n = self._chance.choice(CALLS), int(self._chance.paretovariate(0.6)) + 1
-        inject = f"inject={calls}:signal=SIGKILL:when={min(n, 400)}"
-        self.counts.exact += 1
-        await self.live(
-            self._until_dead, prefix=["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", inject]
-        )
+    async def ended_at_a_call(self) -> bool:
+        """Killed at the n-th call of one kind under load, one in four in the start; False when that never came."""
+        is_start = self._chance.random() < 0.25
+        calls = self._chance.choice(CALLS_OF_A_START if is_start else CALLS)
+        n = min(int(self._chance.paretovariate(0.8)), 12 if is_start else 100)
+        inject = f"inject={calls}:signal=SIGKILL:when={n}"
+        if is_start:
+            # With the filter in the kernel only these calls stop, and a start takes hardly longer.
+            prefix = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", inject]
+            is_dead = await self._start_and_kill([*prefix, *self._plain], PATIENCE_S + 2)
+        else:
+            is_dead = await self._load_until(calls, inject)
+        self.counts.exact += is_dead
+        self.counts.in_the_start += is_start and is_dead
+        return is_dead
 
-    async def _until_dead(self) -> None:
-        give_up_at = time.monotonic() + 3
-        while self.process.is_running and time.monotonic() < give_up_at:
-            await asyncio.sleep(0.02)
+    async def _load_until(self, calls: str, inject: str) -> bool:
+        found = False
+
+        async def end() -> None:
+            nonlocal found
+            async with attached(self.process.pid, "-o", "/dev/null", "-e", f"trace={calls}", "-e", inject):
+                found = await self._dies_within(PATIENCE_S)
+
+        await self.live(end)
+        return found
+
+    async def _start_and_kill(self, command: list[str], after_s: float) -> bool:
+        """A life that is over before it serves anybody. Whether it died before it was killed."""
+        log = self.process.log_path.open("ab")
+        child = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, start_new_session=True)
+        log.close()
+        try:
+            await asyncio.wait_for(child.wait(), after_s)
+            return True
+        except TimeoutError:
+            return False
+        finally:
+            try:
+                os.killpg(child.pid, 9)
+            except ProcessLookupError:
+                pass  # it has ended, with all of its group
+            await child.wait()
+
+    async def _dies_within(self, patience_s: float) -> bool:
+        give_up_at = time.monotonic() + patience_s
+        while self.process.is_running:
+            if time.monotonic() > give_up_at:
+                return False
+            await asyncio.sleep(0.01)
+        return True
 
     async def cut(self, mount: Path) -> None:
         """The power goes while the process runs."""
-        await asyncio.sleep(self._chance.uniform(0.0, 1.0))
+        await asyncio.sleep(self._chance.uniform(0.0, 0.5))
         at = os.open(mount, os.O_RDONLY)
         try:
             fcntl.ioctl(at, _SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
@@ -198,41 +258,49 @@ async def lives(scratch: Path, seed: int) -> AsyncIterator[Lives]:
             made.process.close()
 
 
-async def run_kills(scratch: Path, seed: int, n_random: int, n_exact: int) -> Counts:
-    """So many lives, each followed by a look."""
+async def run_kills(
+    scratch: Path, seed: int, n_random: int, n_exact: int, *, at_most_s: float = float("inf")
+) -> Counts:
+    """So many lives of each kind, or as many as there is time for, and one more that looks at what the last has left."""
+    until = time.monotonic() + at_most_s
     async with lives(scratch, seed) as made:
-        for n in range(max(n_random, n_exact)):
-            if n < n_random:
-                await made.live(made.at_a_random_moment)
-                await made.after()
-            if n < n_exact:
-                await made.at_a_call()
-                await made.after()
+        while (made.counts.kills < n_random or made.counts.exact < n_exact) and time.monotonic() < until:
+            if made.counts.kills < n_random:
+                await made.ended_at_random()
+            if made.counts.exact < n_exact:
+                await made.ended_at_a_call()
+        await made.live(_at_once)
         return made.counts
 
 
-async def run_cuts(scratch: Path, seed: int, n_cuts: int) -> Counts:
-    """So many power cuts. Needs root and loop devices; the store is on a file system of its own."""
+async def run_cuts(scratch: Path, seed: int, n_cuts: int, *, at_most_s: float = float("inf")) -> Counts:
+    """So many power cuts, or as many as there is time for, and a look at what the last has left.
+
+    Needs root and loop devices; the store is on a file system of its own.
+    """
+    until = time.monotonic() + at_most_s
     image, mount = scratch / "disk.img", scratch / "life"
     with image.open("wb") as file:
         file.truncate(96 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
+    subprocess.run([program("mkfs.ext4"), "-q", "-F", str(image)], check=True)
     mount.mkdir()
     async with lives(mount, seed) as made:
         keep = {path.name: path.read_bytes() for path in mount.iterdir() if path.is_file()}
-        for n in range(n_cuts + 1):
-            subprocess.run(["mount", "-o", "loop", str(image), str(mount)], check=True)
+        is_last = False
+        while not is_last:
+            is_last = made.counts.cuts == n_cuts or time.monotonic() > until
+            subprocess.run([program("mount"), "-o", "loop", str(image), str(mount)], check=True)
             try:
                 for name, content in keep.items():
                     (mount / name).write_bytes(content)
-                if n:
-                    await made.after()
-                if n < n_cuts:
-                    await made.live(lambda: made.cut(mount))
+                await made.live(_at_once if is_last else lambda: made.cut(mount))
             finally:
-                made.process.kill() if made.process.is_running else None
-                subprocess.run(["umount", str(mount)], check=True)
+                subprocess.run([program("umount"), str(mount)], check=True)
         return made.counts
+
+
+async def _at_once() -> None:
+    """An end without any load."""
 
 
 def main() -> None:
@@ -242,12 +310,13 @@ def main() -> None:
     parser.add_argument("--exact", type=int, default=0)
     parser.add_argument("--cuts", type=int, default=0)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
+    parser.add_argument("--at-most-s", type=float, default=float("inf"), help="end earlier, with what there is by then")
     asked = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="lives-"))
     work = (
-        run_cuts(scratch, asked.seed, asked.cuts)
+        run_cuts(scratch, asked.seed, asked.cuts, at_most_s=asked.at_most_s)
         if asked.cuts
-        else run_kills(scratch, asked.seed, asked.random, asked.exact)
+        else run_kills(scratch, asked.seed, asked.random, asked.exact, at_most_s=asked.at_most_s)
     )
     try:
         counts = asyncio.run(work)
