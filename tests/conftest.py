@@ -2,8 +2,8 @@
 
 - Nothing is left behind: no task, thread or file descriptor that the test did not find (house.md §9, habit 3).
 - Nothing of ours blocks the loop in a test that runs one (habit 2).
-- A real client or registry that is missing fails; nothing under tests/interop/ is ever skipped, and a run can be told
-  how many of its tests must have passed.
+- Nothing is ever skipped: a real client, a registry, root or a loop device that is missing fails, and a run can be told
+  how many tests of tests/interop/ must have passed.
 """
 
 from __future__ import annotations
@@ -66,9 +66,21 @@ def _look_last(item: pytest.Function, fixture: str) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Under tests/interop/ a skip is a failure: what was not tried was not shown."""
+    """A skip is a failure: what was not tried was not shown."""
     report = yield
-    if report.skipped and item.path.is_relative_to(_INTEROP):
+    if report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which nothing here may be: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a whole file (`importorskip` and the like)."""
+    report = yield
+    if report.outcome == "skipped":
         report.outcome = "failed"
         report.longrepr = f"skipped, which nothing here may be: {report.longrepr}"
     return report

@@ -14,15 +14,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fcntl
 import hashlib
 import http.client
 import json
 import os
 import random
 import shutil
-import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +30,7 @@ from pathlib import Path
 
 from tests.support import images
 from tests.support.appliance import read_answer
+from tests.support.disks import LoopDisk
 from tests.support.process import Breakwater, program
 from tests.support.registry import ScriptedRegistry
 from tests.support.tracing import attached
@@ -43,8 +41,6 @@ CALLS = ("pwrite64", "fsync", "fdatasync", "renameat", "unlinkat", "fchmod", "mk
 CALLS_OF_A_START = ("pwrite64", "fsync", "fdatasync", "renameat", "unlinkat", "mkdirat", "ftruncate")
 #: How long the load goes on at most for the n-th call to come.
 PATIENCE_S = 1.0
-#: EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH: nothing more reaches the disk, the journal neither.
-_SHUTDOWN, _NO_LOG_FLUSH = 0x8004587D, 2
 
 
 @dataclass(slots=True)
@@ -192,7 +188,18 @@ class Lives:
         inject = f"inject={calls}:signal=SIGKILL:when={n}"
         if is_start:
             # With the filter in the kernel only these calls stop, and a start takes hardly longer.
-            prefix = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", inject]
+            prefix = [
+                program("strace"),
+                "-f",
+                "--seccomp-bpf",
+                "-qq",
+                "-o",
+                "/dev/null",
+                "-e",
+                f"trace={calls}",
+                "-e",
+                inject,
+            ]
             is_dead = await self._start_and_kill([*prefix, *self._plain], PATIENCE_S + 2)
         else:
             is_dead = await self._load_until(calls, inject)
@@ -236,14 +243,10 @@ class Lives:
             await asyncio.sleep(0.01)
         return True
 
-    async def cut(self, mount: Path) -> None:
+    async def cut(self, disk: LoopDisk) -> None:
         """The power goes while the process runs."""
         await asyncio.sleep(self._chance.uniform(0.0, 0.5))
-        at = os.open(mount, os.O_RDONLY)
-        try:
-            fcntl.ioctl(at, _SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
-        finally:
-            os.close(at)
+        disk.cut()
         self.counts.cuts += 1
 
 
@@ -279,24 +282,17 @@ async def run_cuts(scratch: Path, seed: int, n_cuts: int, *, at_most_s: float = 
     Needs root and loop devices; the store is on a file system of its own.
     """
     until = time.monotonic() + at_most_s
-    image, mount = scratch / "disk.img", scratch / "life"
-    with image.open("wb") as file:
-        file.truncate(96 << 20)
-    subprocess.run([program("mkfs.ext4"), "-q", "-F", str(image)], check=True)
-    mount.mkdir()
-    async with lives(mount, seed) as made:
-        keep = {path.name: path.read_bytes() for path in mount.iterdir() if path.is_file()}
-        is_last = False
-        while not is_last:
-            is_last = made.counts.cuts == n_cuts or time.monotonic() > until
-            subprocess.run([program("mount"), "-o", "loop", str(image), str(mount)], check=True)
-            try:
+    with LoopDisk(scratch) as disk:
+        async with lives(disk.mount, seed) as made:
+            keep = {path.name: path.read_bytes() for path in disk.mount.iterdir() if path.is_file()}
+            while made.counts.cuts < n_cuts and time.monotonic() < until:
+                await made.live(lambda: made.cut(disk))
+                disk.detach()
+                disk.attach()
                 for name, content in keep.items():
-                    (mount / name).write_bytes(content)
-                await made.live(_at_once if is_last else lambda: made.cut(mount))
-            finally:
-                subprocess.run([program("umount"), str(mount)], check=True)
-        return made.counts
+                    (disk.mount / name).write_bytes(content)
+            await made.live(_at_once)
+            return made.counts
 
 
 async def _at_once() -> None:
