@@ -13,7 +13,7 @@ from proxy.engine.capacity import Capacity
 from proxy.engine.charges import Tab
 from proxy.engine.flights import Flights
 from proxy.engine.limits import ProjectLimits
-from proxy.engine.links import Links
+from proxy.engine.links import Links, blaming
 from proxy.engine.manifests import MAX_NEGATIVES, holding_of
 from proxy.engine.origins import Origin
 from proxy.engine.pump import Pump, Work
@@ -143,7 +143,7 @@ class Blobs:
             await self._verification.condemn(digest, rotten)
         while (running := self._running.get(digest)) is not None and running.is_given_up:
             await running.changed.wait()
-        index = await self._links.of(holding_of(route))
+        index = await self._links.known(holding_of(route))
         linked = index.descriptor(digest)
         transfer, outcome = self._joined(route, origin, digest, linked.size if linked else None)
         reader = transfer.join()
@@ -156,9 +156,12 @@ class Blobs:
     async def size(self, route: Route, origin: Origin, digest: Digest) -> tuple[int, Outcome]:
         """The size in bytes, for HEAD. An uncached blob costs an upstream HEAD, never a download. Raises like
         `open`."""
-        index = await self._links.of(holding_of(route))
+        index = await self._links.known(holding_of(route))
         linked = index.descriptor(digest)
-        size = None if linked is not None else await self._confirmed(route, origin, digest)
+        size = None
+        if linked is None:
+            with blaming(index.trouble):
+                size = await self._confirmed(route, origin, digest)
         if (blob := await self._open_file(digest)) is not None:
             self._work.capacity.touch(digest)
             blob.close()
@@ -185,10 +188,11 @@ class Blobs:
         Without a link upstream is asked in the same way whether the blob is cached or not, so that neither the answer
         nor what it costs upstream tells a stranger what is here.
         """
-        index = await self._links.of(holding_of(route))
+        index = await self._links.known(holding_of(route))
         if (linked := index.descriptor(digest)) is not None:
             return linked.size
-        return await self._confirmed(route, origin, digest)
+        with blaming(index.trouble):
+            return await self._confirmed(route, origin, digest)
 
     async def _confirmed(self, route: Route, origin: Origin, digest: Digest) -> int | None:
         return await self._confirming.join((holding_of(route), digest), lambda: self._confirm(route, origin, digest))

@@ -6,13 +6,16 @@ been asked about for long. Bytes are shared, permission is not: a digest that is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from cachetools import LRUCache
 
 from proxy.engine.flights import Flights
 from proxy.engine.tasks import TaskOwner
+from proxy.errors import NotFound, StoreError, UpstreamError
+from proxy.events import Event, Noticed
 from proxy.oci.descriptor import Descriptor
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
@@ -23,10 +26,26 @@ from proxy.ports import Holding, LinkRecord, Records
 MAX_INDEXED_DIGESTS = 200_000
 
 
+@contextmanager
+def blaming(trouble: StoreError | None) -> Iterator[None]:
+    """Where the disk did not tell what is here and upstream did not help, the disk is the answer.
+
+    Upstream's "not found" would be a false one: a sealed upstream says that of everything (product.md, promise 3).
+    """
+    try:
+        yield
+    except (NotFound, UpstreamError) as error:
+        if trouble is None:
+            raise
+        raise trouble from error
+
+
 class HoldingIndex:
     """The links of one holding: what is linked, as what, and what names it."""
 
-    def __init__(self, records: Iterator[LinkRecord] | None = None) -> None:
+    def __init__(self, records: Iterator[LinkRecord] | None = None, *, trouble: StoreError | None = None) -> None:
+        #: Why nothing is known here, where the disk did not tell. Then "not linked" means "cannot be read".
+        self.trouble = trouble
         self.records: dict[Digest, LinkRecord] = {}
         #: digest -> descriptor as some manifest of this holding names it
         self.named: dict[Digest, Descriptor] = {}
@@ -84,8 +103,9 @@ class HoldingIndex:
 class Links:
     """Links of every holding. True for this process."""
 
-    def __init__(self, records: Records, owner: TaskOwner) -> None:
+    def __init__(self, records: Records, owner: TaskOwner, observe: Callable[[Event], None] = lambda _: None) -> None:
         self._records = records
+        self._observe = observe
         self._indexes: LRUCache[Holding, HoldingIndex] = LRUCache(MAX_INDEXED_DIGESTS, getsizeof=len)
         self._loading: Flights[Holding, HoldingIndex] = Flights(owner, "load links")
         #: How often a right was taken away. An answer that is kept ready is judged anew when this moves.
@@ -95,6 +115,21 @@ class Links:
         """The index of a holding. Raises Unavailable when the disk fails."""
         index = self._indexes.get(holding)
         return index if index is not None else await self._loading.join(holding, lambda: self._load(holding))
+
+    async def known(self, holding: Holding) -> HoldingIndex:
+        """As `of`; where the disk fails, an index of nothing with that `trouble`: upstream is asked, as for what is not
+        linked, and what it then says goes through `blaming`.
+
+        Not for rules. They must not take "cannot be read" for "never seen here".
+        """
+        index = self._indexes.get(holding)
+        if index is not None:
+            return index
+        try:
+            return await self.of(holding)
+        except StoreError as error:
+            self._observe(Noticed("error", f"{error}; asking upstream"))
+            return HoldingIndex(trouble=error)
 
     def at_hand(self, holding: Holding) -> HoldingIndex | None:
         """The index if it is in memory: no waiting, for the warm path."""

@@ -15,7 +15,7 @@ from cachetools import TLRUCache, TTLCache
 from proxy.engine.capacity import Capacity
 from proxy.engine.charges import Charges
 from proxy.engine.flights import Flights, landing
-from proxy.engine.links import Links
+from proxy.engine.links import Links, blaming
 from proxy.engine.origins import Origin
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.verification import Verification
@@ -92,14 +92,15 @@ class Manifests:
     async def get(self, route: Route, origin: Origin, digest: Digest) -> tuple[Held, Outcome]:
         """The manifest. Raises UnknownManifest, InvalidManifest, or what upstream raises."""
         holding = holding_of(route)
-        index = await self._links.of(holding)
+        index = await self._links.known(holding)
         if (linked := index.descriptor(digest)) is not None and (held := await self.local(linked)) is not None:
             if digest not in index.records:
                 await self._link(holding, held, None)
             return held, "hit"
         if linked is not None and (held := self._ready.get(digest)) is not None:
             return held, "hit"  # a fetch ended while we looked on disk
-        return await self.fetch(route, origin, digest)
+        with blaming(index.trouble):
+            return await self.fetch(route, origin, digest)
 
     async def local(self, descriptor: Descriptor) -> Held | None:
         """The manifest if its bytes are here and right. `descriptor` is as the asking holding knows it."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from cachetools import LRUCache
 
 from proxy.engine.flights import Flights, landing
-from proxy.engine.links import Links
+from proxy.engine.links import Links, blaming
 from proxy.engine.manifests import Held, Manifests, holding_of
 from proxy.engine.origins import Origin
 from proxy.engine.tasks import TaskOwner
@@ -101,12 +101,20 @@ class Tags:
         return fresh
 
     async def resolve(self, route: Route, origin: Origin, tag: Tag, *, is_fixed: bool = False) -> Resolved:
-        """The manifest that `tag` means. Raises UnknownManifest, InvalidManifest, or what upstream raises.
+        """The manifest that `tag` means. Raises UnknownManifest, InvalidManifest, or what upstream raises; Unavailable
+        where the disk does not tell and upstream does not, either.
 
         `is_fixed`: once seen, the tag keeps its digest here; a move upstream is reported and not followed.
         """
         holding = holding_of(route)
-        entry = await self._entry(holding, tag)
+        try:
+            entry = await self._entry(holding, tag)
+        except StoreError as trouble:
+            if is_fixed:
+                raise  # what it keeps cannot be read, and it must not move for that
+            self._observe(Noticed("error", f"{trouble}; asking upstream"))
+            with blaming(trouble):
+                return await self._first(route, origin, tag)
         if entry is None:
             return await self._first(route, origin, tag)
         answer = freshness.judge(self._age(entry), origin.tag_policy)
@@ -158,7 +166,7 @@ class Tags:
                 return _asked(await landing(flight), is_new)
         except TimeoutError:
             entry.trouble = f"{route.host} takes more than {STALE_AFTER_S:g} s to revalidate"
-        except (UpstreamError, InvalidManifest) as error:
+        except (UpstreamError, InvalidManifest, StoreError) as error:
             entry.trouble = str(error)
         return await self._serve(route, origin, entry, "stale", is_fixed)
 

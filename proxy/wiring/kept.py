@@ -74,7 +74,7 @@ class Kept:
             observe(Noticed("error", f"{why}; moved to quarantine"))
 
         verification = Verification(owner, clock, condemn=condemn, is_irreplaceable=pins.is_irreplaceable)
-        links = Links(store.records, owner)
+        links = Links(store.records, owner, observe)
         charges = Charges(allowances_of(settings), store.charges, capacity, clock=clock, owner=owner, observe=observe)
         await charges.begin()
         manifests = Manifests(

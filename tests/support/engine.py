@@ -396,7 +396,7 @@ async def engine(
         kept.forget(digest)
 
     verification = Verification(owner, clock, condemn=condemn, is_irreplaceable=irreplaceable.__contains__)
-    links = Links(store_.records, owner)
+    links = Links(store_.records, owner, events.append)
     around = {"clock": clock, "owner": owner, "observe": events.append}
     charges = Charges(allowances or {}, store_.charges, kept, **around)  # type: ignore[arg-type]
     if is_loaded:
