@@ -20,7 +20,7 @@ from proxy.engine.pump import Pump, Work
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.transfers import OnLastReaderGone, Source, Transfer, keeps_going
 from proxy.engine.verification import Verification
-from proxy.errors import BreakwaterError, Denied, Misbehaved, Overloaded, StoreError
+from proxy.errors import BreakwaterError, Corrupt, Denied, Misbehaved, Overloaded, StoreError
 from proxy.events import Noticed, Outcome, TransferEnded
 from proxy.oci.descriptor import Descriptor
 from proxy.oci.digest import Digest
@@ -112,7 +112,7 @@ class Blobs:
         expected = await self._authorise(route, origin, digest)
         source = _source(route)
         while True:
-            if (stored := await self._here(digest)) is not None:
+            if (stored := await self._here(digest, expected)) is not None:
                 return self._paid(route, digest, stored)
             if (bad := self._bad.get((source, digest))) is not None:
                 raise Misbehaved(f"{bad}; not asked again for {BAD_FOR_S:g} s", upstream=bad.upstream)
@@ -164,8 +164,9 @@ class Blobs:
                 size = await self._confirmed(route, origin, digest)
         if (blob := await self._open_file(digest)) is not None:
             self._work.capacity.touch(digest)
+            is_known = self._verification.is_verified(digest, blob.identity)
             blob.close()
-            return blob.size, "hit"
+            return blob.size if is_known or linked is None else linked.size, "hit"
         if (
             (running := self._running.get(digest)) is not None
             and running.is_size_confirmed
@@ -216,15 +217,31 @@ class Blobs:
             return None
         return _HeldFile(blob, digest, self._work.capacity) if blob is not None else None
 
-    async def _stored(self, digest: Digest) -> Opened | None:
-        """The stored file: as it is when it was verified since the start, else through the hashing of it."""
+    async def _stored(self, digest: Digest, expected: int | None) -> Opened | None:
+        """The stored file: as it is when it was verified since the start, else through the hashing of it.
+
+        A file that is empty, or has another size than a manifest says, is hashed before anything of it leaves: an empty
+        body ends at once, and where the manifest is right the file is not, and upstream answers without a short body
+        first.
+        """
         blob = await self._open_file(digest)
         if blob is None:
             return None
         self._work.capacity.touch(digest)
         if self._verification.is_verified(digest, blob.identity):
             return Opened(LocalFile(blob), blob.size, "hit")
-        return Opened(self._verification.tail(digest, blob).join(), blob.size, "hit")
+        size = blob.size
+        reader = self._verification.tail(digest, blob).join()
+        if size == 0 or expected not in (None, size):
+            try:
+                await reader.agreed()
+            except Corrupt:
+                reader.leave()
+                return None
+            except BaseException:
+                reader.leave()
+                raise
+        return Opened(reader, size, "hit")
 
     def _paid(self, route: Route, digest: Digest, stored: Opened) -> Opened:
         """The project pays for what it reads, or is refused."""
@@ -235,7 +252,7 @@ class Blobs:
             raise
         return stored
 
-    async def _here(self, digest: Digest) -> Opened | None:
+    async def _here(self, digest: Digest, expected: int | None) -> Opened | None:
         """The stored blob, or None when it is to be had from a transfer: a running one, or one begun without an await
         after this."""
         while True:
@@ -246,7 +263,7 @@ class Blobs:
                 await running.changed.wait()  # its request upstream must have ended before another begins (INV-4)
                 continue
             n_ended = self._n_ended
-            if (stored := await self._stored(digest)) is not None:
+            if (stored := await self._stored(digest, expected)) is not None:
                 return stored
             if self._n_ended == n_ended and digest not in self._running:
                 return None  # no transfer can have ended between the look at the store and the look at the table

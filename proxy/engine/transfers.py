@@ -164,13 +164,27 @@ class Transfer:
         return reader
 
     async def confirmed_size(self) -> int:
-        """Wait for the size of the whole body in bytes. Raises the transfer's failure."""
-        while not self.is_size_confirmed:
-            if self.failure is not None:
-                raise self.failure.with_traceback(None)
+        """Wait for the size of the whole body in bytes. Raises the transfer's failure.
+
+        An empty body has no last byte to hold back: its size is not told before the digest agreed (INV-3).
+        """
+        while not self.is_size_confirmed or (self.size == 0 and self.state not in ENDED):
+            self._raise_failure()
             await self.changed.wait()
+        if self.size == 0:
+            self._raise_failure()
         assert self.size is not None
         return self.size
+
+    async def agreed(self) -> None:
+        """Wait until all of the body was found to be what its digest says. Raises the transfer's failure."""
+        while self.state not in ENDED:
+            await self.changed.wait()
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self.failure is not None:
+            raise self.failure.with_traceback(None)
 
     # -- what the pump does -----------------------------------------------------------------------------------------
 
@@ -255,6 +269,10 @@ class Reader:
     async def confirmed_size(self) -> int:
         """Wait until `size` is known; raises the transfer's failure."""
         return await self._transfer.confirmed_size()
+
+    async def agreed(self) -> None:
+        """Wait until the digest agreed; raises the transfer's failure."""
+        await self._transfer.agreed()
 
     async def beyond(self, offset: int) -> int:
         """See ports.Tail."""

@@ -159,6 +159,7 @@ async def _interleaved(
         if not faults and policy == "finish" and room > len(BODY):
             assert upstream.count("blob", DIGEST) <= 1, "what is kept, or is being had, is not asked for again"
         upstream.faults.clear()
+        upstream.scripts.clear()  # of a GET that was cancelled before it took its own
         await running.clock.advance(31)  # past any bad mark
         assert await running.read(DIGEST) == BODY
         await _settled(running, upstream, store)

@@ -25,8 +25,9 @@ class LoopDisk:
 
     def __init__(self, scratch: Path, mebibytes: int = 96) -> None:
         """The image and the mount point are made in `scratch`."""
-        self.image, self.mount = scratch / "disk.img", scratch / "disk"
+        self.image, self.mount = scratch / "disk-0.img", scratch / "disk"
         self._n_bytes = mebibytes << 20
+        self._n_lives = 0
 
     def __enter__(self) -> Self:
         as_root()
@@ -42,7 +43,15 @@ class LoopDisk:
         self.detach()
 
     def attach(self) -> None:
-        """Mount it (again)."""
+        """Mount it (again).
+
+        From a copy of what is on it: where somebody else has a mount namespace from before, the same image would come up
+        as it went down there, without power or read-only.
+        """
+        self._n_lives += 1
+        before, self.image = self.image, self.image.with_name(f"disk-{self._n_lives}.img")
+        run([program("cp"), "--sparse=always", str(before), str(self.image)])
+        before.unlink()
         run([program("mount"), "-o", "loop", str(self.image), str(self.mount)])
 
     def detach(self) -> None:

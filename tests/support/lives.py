@@ -111,6 +111,8 @@ class Lives:
                 await asyncio.gather(*clients, return_exceptions=True)
         finally:
             self.process.kill()
+        if (self.counts.verified % 50) == 0:
+            print(self.counts, file=sys.stderr, flush=True)
 
     def hash_files(self) -> None:
         """INV-1, without asking the server."""

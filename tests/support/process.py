@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -87,6 +87,15 @@ class Child:
                 state = f"did not answer within {START_S} s" if code is None else f"ended with {code}"
                 raise DidNotStart(f"{self.name} {state}. Its log ends:\n{tail_of(self.log_path)}")
             time.sleep(0.02)
+
+    @contextlib.contextmanager
+    def with_env(self, **more: str) -> Iterator[None]:
+        """What is started in the block has this in its environment besides."""
+        before, self._env = self._env, {**self._env, **more}
+        try:
+            yield
+        finally:
+            self._env = before
 
     def is_ready(self) -> bool:
         """Whether it answers. The default is content with a process that runs."""

@@ -14,6 +14,9 @@ from signal import SIGINT
 
 from tests.support.process import program
 
+#: How long strace may take to let go.
+PATIENCE_S = 5
+
 
 class CannotTrace(AssertionError):
     """strace could not attach; what it said is in the message."""
@@ -34,4 +37,8 @@ async def attached(pid: int, *options: str) -> AsyncIterator[None]:
     finally:
         if strace.returncode is None:
             strace.send_signal(SIGINT)  # strace detaches, and the process goes on
-        await strace.communicate()
+        try:
+            await asyncio.wait_for(strace.communicate(), PATIENCE_S)
+        except TimeoutError:
+            strace.kill()  # it waits for a thread that has just been killed; the kernel detaches all the same
+            await strace.communicate()
