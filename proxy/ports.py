@@ -70,10 +70,10 @@ class Ingest(Protocol):
     fd: int
     n_bytes: int
 
-    async def write(self, piece: bytes | bytearray | memoryview) -> None:
-        """Feed the verifier and append, in one hop to a worker thread.
+    async def write(self, *pieces: bytes | bytearray | memoryview) -> None:
+        """Feed the verifier and append, in one hop to a worker thread for all of `pieces`.
 
-        The verifier has taken the piece even when the write raises, so a transfer can go on without a file.
+        The verifier has taken them even when the write raises, so a transfer can go on without a file.
         Raises OutOfSpace (ENOSPC, EDQUOT) or Unavailable (EIO, EROFS and the rest); `n_bytes` then is unchanged.
         """
         ...

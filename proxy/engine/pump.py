@@ -8,7 +8,7 @@ times without progress. When the disk cannot take the bytes they go to the reade
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from proxy.engine.capacity import Capacity, Reservation, TooLarge
@@ -239,33 +239,38 @@ class Pump:
                 await self._changed.wait()
             if not self._gathered:
                 return
-            piece = self._gathered[0] if len(self._gathered) == 1 else b"".join(self._gathered)
-            self._gathered.clear()
-            await self._store(piece)
-            self._n_gathered -= len(piece)
+            pieces, self._gathered = self._gathered, []
+            n_bytes = sum(map(len, pieces))
+            await self._store(pieces, n_bytes)
+            self._n_gathered -= n_bytes
             self._drained.set()
 
-    async def _store(self, piece: bytes) -> None:
+    async def _store(self, pieces: Sequence[bytes], n_bytes: int) -> None:
+        """In one hop, and not joined for it: a copy of every byte costs more than a few calls."""
         transfer = self._transfer
         if transfer.ring is None:
             assert self._ingest is not None and self._reservation is not None
             try:
-                await self._reservation.cover(self._verifier.n_bytes + len(piece))
-                await self._owner.uninterrupted(self._ingest.write(piece), "write a piece")
+                await self._reservation.cover(self._verifier.n_bytes + n_bytes)
+                await self._owner.uninterrupted(self._ingest.write(*pieces), "write a piece")
                 self._reservation.wrote(self._ingest.n_bytes)
                 transfer.in_file = self._ingest.n_bytes
                 transfer.received = self._ingest.n_bytes
             except StoreError as error:
                 n_before = self._verifier.n_bytes
                 self._go_without_file(error)
-                if n_before == transfer.received:  # no room: the piece was not even hashed yet
-                    await asyncio.to_thread(self._verifier.feed, piece)
-                self._into_ring(piece)
+                if n_before == transfer.received:  # no room: they were not even hashed yet
+                    await asyncio.to_thread(self._hash, pieces)
+                self._into_ring(pieces)
         else:
-            await asyncio.to_thread(self._verifier.feed, piece)
-            await self._wait_for_laggards(len(piece))
-            self._into_ring(piece)
+            await asyncio.to_thread(self._hash, pieces)
+            await self._wait_for_laggards(n_bytes)
+            self._into_ring(pieces)
         transfer.changed.ring()
+
+    def _hash(self, pieces: Sequence[bytes]) -> None:
+        for piece in pieces:
+            self._verifier.feed(piece)
 
     def _go_without_file(self, error: StoreError) -> None:
         """INV-4 without a file: what is in the file stays readable, the rest passes through a ring."""
@@ -281,9 +286,10 @@ class Pump:
         capacity.degraded = str(error)
         self._work.observe(Noticed("warning", f"{transfer.digest} is passed through and not kept: {error}"))
 
-    def _into_ring(self, piece: bytes) -> None:
+    def _into_ring(self, pieces: Sequence[bytes]) -> None:
         assert self._transfer.ring is not None
-        self._transfer.ring.append(piece)
+        for piece in pieces:
+            self._transfer.ring.append(piece)
         self._transfer.received = self._verifier.n_bytes
 
     async def _wait_for_laggards(self, n_bytes: int) -> None:

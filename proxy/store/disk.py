@@ -116,12 +116,12 @@ class DiskIngest:
         self._has_ended = False
         self._is_open = True
 
-    async def write(self, piece: bytes | bytearray | memoryview) -> None:
+    async def write(self, *pieces: bytes | bytearray | memoryview) -> None:
         """See ports.Ingest.
 
         After a failed write the file has a hole: later pieces are hashed, and the failure repeated.
         """
-        await self._in_turn("writes", self._append, piece)
+        await self._in_turn("writes", self._append, pieces)
         is_syncing = self._sync is not None and not self._sync.done()
         if self.n_bytes - self._n_synced >= _SYNC_STEP and not is_syncing:
             self._n_synced = self.n_bytes
@@ -181,18 +181,22 @@ class DiskIngest:
         self._hop = self._blobs.workers.start(pool, function, *args, **kwargs)
         await asyncio.shield(self._hop)
 
-    def _append(self, piece: bytes | bytearray | memoryview) -> None:
+    def _append(self, pieces: Sequence[bytes | bytearray | memoryview]) -> None:
         if self._has_ended or not self._is_open:
             raise ValueError("the ingest has ended")
-        self._verifier.feed(piece)
+        for piece in pieces:
+            self._verifier.feed(piece)
         if self._failure is not None:
             raise type(self._failure)(str(self._failure))
+        n_bytes = self.n_bytes
         try:
-            self._blobs.fs.write(self.fd, piece, self.n_bytes)
+            for piece in pieces:
+                self._blobs.fs.write(self.fd, piece, n_bytes)
+                n_bytes += len(piece)
         except OSError as error:
             self._failure = meaning(error, f"cannot write {self._digest}")
             raise self._failure from error
-        self.n_bytes += len(piece)
+        self.n_bytes = n_bytes
 
     def _sync_so_far(self) -> None:
         try:

@@ -57,19 +57,21 @@ class MemoryIngest:
         self._has_ended = False
         self._is_open = True
 
-    async def write(self, piece: bytes | bytearray | memoryview) -> None:
+    async def write(self, *pieces: bytes | bytearray | memoryview) -> None:
         """See ports.Ingest."""
         await asyncio.sleep(0)
         if self._has_ended or not self._is_open:
             raise ValueError("the ingest has ended")
-        self._verifier.feed(piece)
-        if self._failure is None and not self._blobs.has_room(len(piece)):
+        for piece in pieces:
+            self._verifier.feed(piece)
+        if self._failure is None and not self._blobs.has_room(sum(map(len, pieces))):
             self._failure = OutOfSpace(f"cannot write {self._digest}: no room")
         if self._failure is not None:
             raise type(self._failure)(str(self._failure))
-        os.pwrite(self.fd, piece, self.n_bytes)
-        self.n_bytes += len(piece)
-        self._blobs.n_bytes += len(piece)
+        for piece in pieces:
+            os.pwrite(self.fd, piece, self.n_bytes)
+            self.n_bytes += len(piece)
+            self._blobs.n_bytes += len(piece)
 
     async def commit(self) -> None:
         """See ports.Ingest."""

@@ -40,9 +40,11 @@ Observer = Callable[[UpstreamAsked | UpstreamUnreached | UpstreamBytes], None]
 
 #: One read of a body returns at most this (ports.BlobBody).
 PIECE_BYTES = 1 << 20
+#: From this size on, pieces are not joined to larger ones.
+LARGE_BYTES = 32 << 10
 #: aiohttp stops reading at twice this, and by then holds one receive (256 KiB at most) more: never over a piece, so
-#: that a read takes the whole buffer and copies once. With a buffer of a MiB and more, and pieces cut from it, one GB
-#: cost 0.8 CPU seconds where this way it costs 0.4.
+#: that nothing is ever cut. With a buffer of a MiB and more, and pieces cut from it, one GB cost 0.8 CPU seconds where
+#: this way it cost 0.4.
 BUFFER_BYTES = 384 * 1024
 #: A body that nobody wants is read to its end up to here, because that keeps the connection; beyond, closing is
 #: cheaper.
@@ -294,9 +296,17 @@ class Reply:
         open_ones.add(self)
 
     def buffered(self) -> bytes:
-        """What has arrived already, at most a MiB; b"" when nothing has. Raises as `piece`."""
+        """Of what has arrived already, at most a MiB; b"" when nothing has. Raises as `piece`.
+
+        What came in large pieces is handed on as it came: to join them copies every byte, which was a tenth of the CPU
+        that fetching takes. Small ones are joined, because each piece costs some calls.
+        """
+        content = self._content
         try:
-            piece = self._content.read_nowait(PIECE_BYTES)
+            if content.exception() is None and content._buffer and len(content._buffer[0]) >= LARGE_BYTES:
+                piece = content._read_nowait_chunk(-1)
+            else:
+                piece = content.read_nowait(PIECE_BYTES)
         except failures.FOREIGN as error:
             raise self._failure(error) from None
         self._count()

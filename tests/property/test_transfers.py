@@ -352,10 +352,10 @@ class SlowDisk(MemoryBlobs):
         begun = await super().ingest(digest, verifier)
         write = begun.write
 
-        async def waiting(piece: bytes | bytearray | memoryview) -> None:
+        async def waiting(*pieces: bytes | bytearray | memoryview) -> None:
             self.reached.set()
             await self.gate.wait()
-            await write(piece)
+            await write(*pieces)
 
         begun.write = waiting  # type: ignore[method-assign]
         return begun

@@ -382,11 +382,12 @@ class SickBlobs(MemoryBlobs):
         begun = await super().ingest(digest, verifier)
         write, commit = begun.write, begun.commit
 
-        async def sick_write(piece: bytes | bytearray | memoryview) -> None:
+        async def sick_write(*pieces: bytes | bytearray | memoryview) -> None:
             if self.fails("write", begun.n_bytes) is not None:
-                verifier.feed(piece)  # as the port says: taken, though not written
+                for piece in pieces:
+                    verifier.feed(piece)  # as the port says: taken, though not written
                 self.check("write", begun.n_bytes)
-            await write(piece)
+            await write(*pieces)
 
         async def sick_commit() -> None:
             if self.fails("commit", begun.n_bytes) is not None:
