@@ -309,7 +309,9 @@ class Connection(web.RequestHandler):
         surplus = self._server.n_connections - self._server.limits.n_connections
         if surplus > 0:
             self.is_surplus = True
-            self._server.grumble("more than %d connections: refusing", self._server.limits.n_connections)
+            self._server.grumble(
+                logging.WARNING, "more than %d connections: refusing", self._server.limits.n_connections
+            )
             if surplus > self._server.limits.n_connections // 8 + 8:
                 self.cut()
 
@@ -411,7 +413,7 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """What the parser refused, or a handler let slip: our format, and nothing of what the client sent."""
         if status == 400:
-            self._server.grumble("%s sent what is not HTTP: %s", request.remote, type(exc).__name__)
+            self._server.grumble(logging.INFO, "%s sent what is not HTTP: %s", request.remote, type(exc).__name__)
         else:
             self._server.log.error("answering %s failed", request.remote, exc_info=exc)
         if request.writer.output_size > 0:
@@ -484,12 +486,12 @@ class _Grumble:
         self._quiet_until = 0.0
         self._n_unsaid = 0
 
-    def __call__(self, sentence: str, *args: Any) -> None:
+    def __call__(self, level: int, sentence: str, *args: Any) -> None:
         now = self._loop.time()
         if now < self._quiet_until:
             self._n_unsaid += 1
             return
-        self._log.info(sentence + " (and %d more like this before)", *args, self._n_unsaid)
+        self._log.log(level, sentence + " (and %d more like this before)", *args, self._n_unsaid)
         self._quiet_until = now + 10.0
         self._n_unsaid = 0
 
