@@ -140,7 +140,7 @@ def _launch(name: str, settings: str, port: int, folder: Path, command: list[str
     process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     log.close()
     server = Server(name, settings, port, process, folder)
-    give_up_at = time.monotonic() + 30
+    give_up_at = time.monotonic() + 60
     while time.monotonic() < give_up_at and process.poll() is None:
         try:
             socket.create_connection((HOST, port)).close()
@@ -266,6 +266,7 @@ def distribution(folder: Path, upstream: Server) -> Server:
 ROBOT = ("bench", "bw_bench")
 _HASH = "$scrypt$ln=14,r=8,p=1$YmVuY2gtc2FsdC0xNi1ieQ$Xg+99AKrYMqDk0pu2xa3HvTcUe/cDGCbhboLllh0gY0"
 RULED = "breakwater, 500 rules"
+UNLOGGED = "breakwater, log of errors"
 
 
 def ruled(folder: Path, upstream: Server) -> Server:
@@ -286,6 +287,11 @@ projects = ["ruled"]
     return breakwater(folder, upstream, name=RULED, projects=more)
 
 
+def unlogged(folder: Path, upstream: Server) -> Server:
+    """Ours, with `request_log = "errors"`."""
+    return breakwater(folder, upstream, name=UNLOGGED, request_log="errors")
+
+
 _PROJECTS = """
 [projects.bench]
 match = ["bench.example/**"]
@@ -301,6 +307,7 @@ def breakwater(
     name: str = "breakwater",
     projects: str = _PROJECTS,
     capacity: str = "20GiB",
+    request_log: str = "all",
 ) -> Server:
     """Ours, with rules and the request log on."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -312,6 +319,7 @@ def breakwater(
 listen = "{HOST}:{port}"
 admin_listen = "{HOST}:{admin}"
 default_upstream = "bench.example"
+request_log = "{request_log}"
 {tls}
 [log]
 format = "json"
@@ -328,7 +336,8 @@ deny = ["sha256:{"0" * 64}"]
 """
     )
     command = [sys.executable, "-m", "proxy", "serve", "--config", str(folder / "breakwater.toml")]
-    settings = "rules and request log on, every byte hashed and synced"
+    logged = "on" if request_log == "all" else f"of {request_log} alone"
+    settings = f"rules on, request log {logged}, every byte hashed and synced"
     environment_root = str(Path(__file__).parents[1])
     os.environ["PYTHONPATH"] = environment_root
     server = _launch(name, settings, port, folder, command, "this repository")

@@ -32,6 +32,7 @@ from bench.servers import (
     nginx_tls,
     origin,
     ruled,
+    unlogged,
 )
 from bench.slow_disk import forget, throttled
 
@@ -83,6 +84,8 @@ class Bench:
     origin: Server = field(init=False)
     #: Ours with 500 rules and robots on, for the warm manifest row alone.
     ruled: Server = field(init=False)
+    #: Ours with the request log off, for the same row.
+    unlogged: Server = field(init=False)
     warm: dict[str, Server] = field(default_factory=dict)
     round: int = 0
     _n_folders: int = 0
@@ -103,6 +106,7 @@ class Bench:
             except Missing as missing:
                 self.ledger.miss(str(missing))
         self.ruled = ruled(self.folder / "ruled", self.origin)
+        self.unlogged = unlogged(self.folder / "unlogged", self.origin)
         self.warm["nginx static"] = nginx_static(self.folder / "static", self.root, images)
         for server in self.warm.values():
             for image in self.images.values():
@@ -117,7 +121,7 @@ class Bench:
 
     def tear_down(self) -> None:
         """Stop everything."""
-        for server in [*self.warm.values(), self.ruled, self.origin]:
+        for server in [*self.warm.values(), self.ruled, self.unlogged, self.origin]:
             server.stop()
 
     @contextmanager
@@ -177,7 +181,7 @@ def p2(bench: Bench) -> None:
     image = bench.images["big"]
     shown = _token(bench.ruled)
     for case, path in (("by tag", image.tag), ("by digest", image.manifest)):
-        for server in [*bench.in_turn(), bench.ruled]:
+        for server in [*bench.in_turn(), bench.ruled, bench.unlogged]:
             before, client_before = server.cpu_s(), _children_cpu()
             command = [
                 "wrk",
