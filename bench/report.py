@@ -71,6 +71,8 @@ TARGETS = [
            lambda m: m.ratio("P2", "by digest", "requests/s", "distribution v3")),
     Target("P2", "by tag: requests/s ÷ the same with 500 rules and robots", 1.25, True,
            lambda m: m.ratio("P2", "by tag", "requests/s", "breakwater, 500 rules")),
+    Target("P2", "by tag: requests/s ÷ the same, with a name and secret instead of a token", 1.25, True,
+           lambda m: m.ratio("P2", "by tag", "requests/s", "breakwater, 500 rules, Basic")),
     Target("P3", "seconds ÷ docker-registry", 1.0, True,
            lambda m: m.ratio("P3", "400 MiB", "seconds", "docker-registry")),
     Target("P3", "cpu-s/GB ÷ docker-registry", 0.6, True,

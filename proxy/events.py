@@ -33,7 +33,7 @@ class Answered:
     repository: str = ""
     project: str = ""
     rule: str = ""
-    #: The robot that asked, "" for anybody.
+    #: The robot that asked, or the mark of the login that was passed through; "" for anybody.
     caller: str = ""
     #: How the body ended: "whole", "gone" (the client left), "slow" (cut), "short" (the transfer failed).
     ending: str = "whole"

@@ -11,7 +11,7 @@ import os
 import random
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -22,9 +22,11 @@ from proxy.engine.bandwidth import LimitedUpstream, Share
 from proxy.engine.failover import Failover
 from proxy.engine.foreign import WithoutForeignLayers
 from proxy.engine.guarded import Condition, GuardedUpstream
+from proxy.engine.origins import PassThrough
 from proxy.engine.tasks import TaskOwner
 from proxy.errors import InvalidSettings
 from proxy.events import Event
+from proxy.guests import Guest, Guests
 from proxy.ports import Clock, Upstream
 from proxy.rules.bandwidth import Bandwidth, Hours
 from proxy.settings import Credentials as CredentialSettings
@@ -65,6 +67,16 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
+class Visitors:
+    """Those who show an upstream logins of their own: their clients, made as they come, how the engine asks for them,
+    and all that the clients are made of."""
+
+    guests: Guests
+    pass_through: PassThrough
+    made_of: tuple[object, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Fitted:
     """An upstream: its addresses, and `upstream`, which is what the engine asks. The rest holds once it is used."""
 
@@ -72,11 +84,13 @@ class Fitted:
     addresses: tuple[Address, ...]
     bandwidth: Bandwidth
     floor: int
+    visitors: Visitors | None = None
 
     @property
     def clients(self) -> tuple[RegistryClient, ...]:
-        """One for each address."""
-        return tuple(address.client for address in self.addresses)
+        """One for each address, and those of guests."""
+        guests = self.visitors.guests.clients if self.visitors is not None else ()
+        return (*(address.client for address in self.addresses), *guests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +118,11 @@ class Fitting:
         """Those in use, by source host; a sealed upstream has none."""
         return asked_of(self._current)
 
+    @property
+    def logins(self) -> Mapping[str, PassThrough]:
+        """Those of them that judge clients' own logins."""
+        return logins_of(self._current)
+
     def conditions(self, host: str) -> Sequence[Condition]:
         """How each address of an upstream is now; of a sealed one there is nothing to say."""
         fitted = self._current.get(host)
@@ -122,12 +141,47 @@ class Fitting:
 
     def _fitted(self, key: str, host: str, upstream: UpstreamSettings, transfers: Transfers, files: _Files) -> Fitted:
         addresses = tuple(self._address(key, host, upstream, endpoint, transfers, files) for endpoint in upstream.url)
-        guards = [address.guard for address in addresses]
+        asked = self._behind(host, upstream, [address.guard for address in addresses])
+        visitors = self._visitors(key, host, upstream, addresses) if upstream.pass_through else None
+        return Fitted(asked, addresses, bandwidth_of(upstream.bandwidth), upstream.rate_limit_floor, visitors)
+
+    def _behind(self, host: str, upstream: UpstreamSettings, guards: Sequence[GuardedUpstream]) -> Upstream:
+        """What the engine asks: the addresses in their order, at the upstream's rate, under its rules."""
         asked: Upstream = guards[0] if len(guards) == 1 else Failover(guards, self._clock)
         asked = LimitedUpstream(asked, self._shares.setdefault(host, Share(self._clock)))
-        if upstream.foreign_layers == "refuse":
-            asked = WithoutForeignLayers(asked, host)
-        return Fitted(asked, addresses, bandwidth_of(upstream.bandwidth), upstream.rate_limit_floor)
+        return WithoutForeignLayers(asked, host) if upstream.foreign_layers == "refuse" else asked
+
+    def _visitors(self, key: str, host: str, upstream: UpstreamSettings, addresses: Sequence[Address]) -> Visitors:
+        """Those of now where nothing has changed that their clients are made of: what upstream decided about them still
+        stands. An address that does not answer does so for everybody, so they share its circuit; what it grants, it
+        grants to each."""
+        made_of = (*addresses, upstream.foreign_layers, upstream.rate_limit_floor, upstream.pass_through_ttl)
+        current = self._current.get(key)
+        if current is not None and current.visitors is not None and current.visitors.made_of == made_of:
+            return current.visitors
+
+        def made(credentials: Credentials | None) -> Guest:
+            clients, guards = [], []
+            for address in addresses:
+                policy = replace(address.client.policy, credentials=credentials)
+                client = RegistryClient(policy, clock=self._clock, spawn=self._owner.spawn, observer=self._observe)
+                guard = GuardedUpstream(
+                    client,
+                    host=host,
+                    address=policy.url,
+                    clock=self._clock,
+                    chance=random.random,
+                    observe=self._observe,
+                    quote=partial(_quote, client),
+                    breaker=address.guard.breaker,
+                )
+                guard.budget.floor = upstream.rate_limit_floor
+                clients.append(client)
+                guards.append(guard)
+            return Guest(self._behind(host, upstream, guards), tuple(clients))
+
+        guests = Guests(made, self._retire)
+        return Visitors(guests, PassThrough(guests, upstream.pass_through_ttl), made_of)
 
     def _address(
         self, key: str, host: str, upstream: UpstreamSettings, endpoint: Endpoint, transfers: Transfers, files: _Files
@@ -189,16 +243,18 @@ class Fitting:
     def use(self, fitted: Mapping[str, Fitted]) -> None:
         """From now on these. What they replace is closed once nothing uses it."""
         kept = {client for each in fitted.values() for client in each.clients}
-        for replaced in (client for each in self._current.values() for client in each.clients):
-            if replaced not in kept:
-                self._retired.add(replaced)
-                self._owner.spawn_background(self._see_out(replaced), "retire an upstream's client")
+        self._retire(client for each in self._current.values() for client in each.clients if client not in kept)
         self._current = fitted
         for host, each in fitted.items():
             for address in each.addresses:
                 address.guard.budget.floor = each.floor
             if not host.startswith(_OF_PROJECT):
                 self._shares[host].follow(each.bandwidth)
+
+    def _retire(self, replaced: Iterable[RegistryClient]) -> None:
+        for client in replaced:
+            self._retired.add(client)
+            self._owner.spawn_background(self._see_out(client), "retire an upstream's client")
 
     def gauge(self, set_gauge: Callable[..., None]) -> None:
         """Set the gauges of what is granted and who is left alone, by upstream: the best of its addresses counts."""
@@ -300,6 +356,11 @@ def _wanted(settings: Settings) -> Iterator[tuple[str, str, UpstreamSettings]]:
 def asked_of(fitted: Mapping[str, Fitted]) -> Mapping[str, Upstream]:
     """What the engine asks, by source host."""
     return {host: each.upstream for host, each in fitted.items()}
+
+
+def logins_of(fitted: Mapping[str, Fitted]) -> Mapping[str, PassThrough]:
+    """The upstreams that judge clients' own logins, by source host."""
+    return {host: each.visitors.pass_through for host, each in fitted.items() if each.visitors is not None}
 
 
 def _quote(client: RegistryClient) -> Budget | None:

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import uvloop
 
@@ -79,7 +80,9 @@ async def _serve(settings: Settings, load: Load, log: EventLog, notifier: Notifi
         log.say("info", appliance.greeting())
         notifier.ready(_status_of(appliance))
         notifier.feed_watchdog(lambda: _status_of(appliance))
-        appliance.around.owner.spawn_background(_reload_forever(appliance, reload, load, log, notifier), "reload")
+        rereading = _Rereading(appliance, load, log)
+        appliance.reread = rereading.now
+        appliance.around.owner.spawn_background(_reload_forever(appliance, reload, rereading, notifier), "reload")
         await stop.wait()
         grace_s = appliance.settings.server.shutdown_grace
         notifier.stopping(f"stopping: running answers have {grace_s:g} s")
@@ -95,7 +98,7 @@ async def _serve(settings: Settings, load: Load, log: EventLog, notifier: Notifi
 
 
 async def _reload_forever(
-    appliance: Appliance, asked: asyncio.Event, load: Load, log: EventLog, notifier: Notifier
+    appliance: Appliance, asked: asyncio.Event, rereading: _Rereading, notifier: Notifier
 ) -> None:
     """One reload at a time; signals that come during one are one more."""
     while True:
@@ -103,24 +106,41 @@ async def _reload_forever(
         asked.clear()
         notifier.reloading()
         try:
-            await _reload(appliance, load, log)
+            await rereading.now()
+        except BreakwaterError:
+            pass  # said where it happened; what was in effect stays so
         finally:
             notifier.ready(_status_of(appliance))  # also when nothing changed: the manager waits for it
 
 
-async def _reload(appliance: Appliance, load: Load, log: EventLog) -> None:
-    try:
-        held = await appliance.reload(await asyncio.to_thread(load))
-    except BreakwaterError as error:
-        problems = error.problems if isinstance(error, InvalidSettings) else [str(error)]
-        appliance.reports.reload_problem = "; ".join(" ".join(problem.split()) for problem in problems)
-        log.say("error", f"reload: nothing was changed: {appliance.reports.reload_problem}")
-        return
-    settings = appliance.settings
-    log.adjust(as_json=_is_json(settings), level=settings.log.level, requests=settings.server.request_log)
-    appliance.reports.reload_problem = ""
-    waiting = f"; these change at the next start only: {', '.join(held)}" if held else ""
-    log.say("warning" if held else "info", f"reload: settings, certificates and credentials are taken up{waiting}")
+class _Rereading:
+    """The settings read again and taken up: for SIGHUP and for the admin listener, one at a time."""
+
+    def __init__(self, appliance: Appliance, load: Load, log: EventLog) -> None:
+        self._appliance = appliance
+        self._load = load
+        self._log = log
+        self._one_at_a_time = asyncio.Lock()
+
+    async def now(self) -> tuple[str, ...]:
+        """Returns the keys that wait for the next start. Raises InvalidSettings, or another BreakwaterError, when
+        nothing was changed. The log, readiness and metrics have been told either way."""
+        async with self._one_at_a_time:
+            reports = self._appliance.reports
+            try:
+                held = await self._appliance.reload(await asyncio.to_thread(self._load))
+            except BreakwaterError as error:
+                problems = error.problems if isinstance(error, InvalidSettings) else [str(error)]
+                reports.reload_problem = "; ".join(" ".join(problem.split()) for problem in problems)
+                self._log.say("error", f"reload: nothing was changed: {reports.reload_problem}")
+                raise
+            settings = self._appliance.settings
+            self._log.adjust(as_json=_is_json(settings), level=settings.log.level, requests=settings.server.request_log)
+            reports.reload_problem = ""
+            waiting = f"; these change at the next start only: {', '.join(held)}" if held else ""
+            level: Literal["warning", "info"] = "warning" if held else "info"
+            self._log.say(level, f"reload: settings, certificates and credentials are taken up{waiting}")
+            return held
 
 
 def _status_of(appliance: Appliance) -> str:

@@ -10,10 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from proxy import image_lists
-from proxy.engine.bandwidth import LimitedUpstream
 from proxy.engine.freight import Order
-from proxy.engine.limits import Limit, ProjectLimits
-from proxy.engine.origins import Origin, Origins, SealedUpstream
+from proxy.engine.limits import Limit
+from proxy.engine.origins import Origin, Origins, PassThrough, SealedUpstream
 from proxy.engine.pull import Plan
 from proxy.engine.walk import Scope
 from proxy.errors import BadRequest, InvalidSettings
@@ -32,8 +31,8 @@ from proxy.rules.secret_hash import SecretHash
 from proxy.settings import Settings, effective_default
 
 
-def plan_of(settings: Settings, clients: Mapping[str, Upstream], limits: ProjectLimits) -> Plan:
-    """Routing, rules and upstreams as one immutable value."""
+def plan_of(settings: Settings, clients: Mapping[str, Upstream], logins: Mapping[str, PassThrough]) -> Plan:
+    """Routing, rules and upstreams as one immutable value. `logins`: the upstreams that judge clients' own."""
     default = effective_default(settings)
     projects = tuple(
         ProjectRoute(
@@ -62,16 +61,17 @@ def plan_of(settings: Settings, clients: Mapping[str, Upstream], limits: Project
         sealed = settings.server.sealed or upstream.sealed
         port: Upstream = SealedUpstream(str(host)) if sealed else clients[str(host)]
         origins[str(host)] = Origin(
-            str(host), port, TagPolicy(upstream.tag_ttl, upstream.stale_if_error, sealed), upstream.negative_ttl
+            str(host),
+            port,
+            TagPolicy(upstream.tag_ttl, upstream.stale_if_error, sealed),
+            upstream.negative_ttl,
+            logins.get(str(host)),
         )
     of_project = {}
-    for name, project in settings.projects.items():
+    for name in settings.projects:
         for origin in origins.values():
-            asked = clients.get(key_of(str(name), origin.host), origin.upstream)
-            if project.bandwidth:
-                asked = LimitedUpstream(asked, limits.share(str(name)))
-            if asked is not origin.upstream:
-                of_project[str(name), origin.host] = replace(origin, upstream=asked)
+            if (own := clients.get(key_of(str(name), origin.host))) is not None:
+                of_project[str(name), origin.host] = replace(origin, upstream=own)
     hosts = frozenset(str(host) for host in settings.upstreams)
     robots = robots_of(settings)
     named = {str(name): tuple(project.access) for name, project in settings.projects.items()}
@@ -79,7 +79,13 @@ def plan_of(settings: Settings, clients: Mapping[str, Upstream], limits: Project
     immutable = {str(name): Immutable.of(tuple(project.immutable_tags)) for name, project in settings.projects.items()}
     access = {name: Access.of(name, readers, robots) for name, readers in named.items()}
     return Plan(
-        Routes(hosts, str(default or ""), projects), rules, Origins(origins, of_project), access, robots, immutable
+        Routes(hosts, str(default or ""), projects),
+        rules,
+        Origins(origins, of_project),
+        access,
+        robots,
+        immutable,
+        takes_logins=bool(logins),
     )
 
 

@@ -8,6 +8,8 @@ because what waits for its turn finds a full buffer. The rate may change at any 
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from proxy.engine.around import AroundBody, AroundUpstream
 from proxy.oci.digest import Digest
 from proxy.oci.names import Repository
@@ -16,6 +18,18 @@ from proxy.rules.bandwidth import UNLIMITED, Bandwidth
 
 #: Whoever waits for a turn looks again after so many seconds at the latest: so soon a new rate is noticed.
 LOOK_EVERY_S = 2.0
+
+
+class Toll(Protocol):
+    """What is asked between two pieces of a body."""
+
+    def charge(self, n_bytes: int) -> float:
+        """So many bytes came. Returns the mark that is to be `reached` before whoever took them takes more."""
+        ...
+
+    async def reached(self, mark: float) -> None:
+        """Return once all that was taken before the mark is paid for."""
+        ...
 
 
 class Share:
@@ -49,8 +63,22 @@ class Share:
 
     async def reached(self, mark: float) -> None:
         """Return once all that was taken before the mark is paid for."""
-        while (owed := mark - self._pay()) >= 0.5:  # less than a byte is what adding up fractions leaves
-            await self._clock.sleep(min(LOOK_EVERY_S, owed / (self.rate or owed)))
+        while (wait_s := self.wait_s(mark)) > 0:
+            await self._clock.sleep(min(LOOK_EVERY_S, wait_s))
+
+    def wait_s(self, mark: float) -> float:
+        """How long the mark is away at the rate of now, in seconds."""
+        owed = mark - self._pay()
+        return owed / (self.rate or owed) if owed >= 0.5 else 0.0  # less than a byte is what adding up fractions leaves
+
+    def wait_for_s(self, n_bytes: int) -> float:
+        """How long so many bytes more would have to wait, in seconds."""
+        return self.wait_s(self._n_taken + n_bytes)
+
+    def refund(self, n_bytes: int) -> None:
+        """So many bytes that were charged are paid for by somebody else. Those who wait behind them move up."""
+        self._pay()
+        self._n_paid = min(self._n_taken, self._n_paid + n_bytes)
 
     def _pay(self) -> float:
         """Count the time since the last look; returns how many bytes are paid for. Time without bytes buys nothing."""
@@ -64,7 +92,7 @@ class Share:
 class LimitedUpstream(AroundUpstream):
     """An upstream whose blobs come at the rate of `share`. Documents are small and pass."""
 
-    def __init__(self, upstream: Upstream, share: Share) -> None:
+    def __init__(self, upstream: Upstream, share: Toll) -> None:
         super().__init__(upstream)
         self._share = share
 
@@ -78,7 +106,7 @@ class _LimitedBody(AroundBody):
 
     __slots__ = ("_mark", "_share")
 
-    def __init__(self, body: BlobBody, share: Share) -> None:
+    def __init__(self, body: BlobBody, share: Toll) -> None:
         super().__init__(body)
         self._share = share
         self._mark = 0.0

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from cachetools import TTLCache
 
+from proxy.engine.bandwidth import LimitedUpstream
 from proxy.engine.capacity import Capacity
 from proxy.engine.charges import Tab
 from proxy.engine.flights import Flights
-from proxy.engine.limits import ProjectLimits
+from proxy.engine.limits import Dues, ProjectLimits
 from proxy.engine.links import Links, blaming
 from proxy.engine.manifests import MAX_NEGATIVES, holding_of
 from proxy.engine.origins import Origin
@@ -89,10 +90,11 @@ class Blobs:
         self._owner = owner
         self._policy: OnLastReaderGone = on_last_reader_gone
         self._limits = limits or Limits()
-        self._projects = projects or ProjectLimits(work.clock)
+        self._projects = projects or ProjectLimits(work.clock, owner)
         self._running: dict[Digest, Transfer] = {}
         self._tasks: dict[Transfer, asyncio.Task[None]] = {}
         self._tabs: dict[Transfer, Tab] = {}
+        self._dues: dict[Transfer, Dues] = {}
         self._n_ended = 0
         self._slots = asyncio.Semaphore(self._limits.in_all)
         self._upstream_slots: dict[str, asyncio.Semaphore] = {}
@@ -117,7 +119,7 @@ class Blobs:
             if (bad := self._bad.get((source, digest))) is not None:
                 raise Misbehaved(f"{bad}; not asked again for {BAD_FOR_S:g} s", upstream=bad.upstream)
             transfer, outcome = self._joined(route, origin, digest, expected)
-            reader = transfer.join()
+            reader = transfer.join(route.project)
             try:
                 size = await reader.confirmed_size()
             except BaseException as error:
@@ -146,7 +148,7 @@ class Blobs:
         index = await self._links.known(holding_of(route))
         linked = index.descriptor(digest)
         transfer, outcome = self._joined(route, origin, digest, linked.size if linked else None)
-        reader = transfer.join()
+        reader = transfer.join(route.project)
         try:
             return Opened(reader, await reader.confirmed_size(), outcome)
         except BaseException:
@@ -275,6 +277,7 @@ class Blobs:
         running = self._running.get(digest)
         if running is not None and running.is_joinable:
             self._tabs[running].join(route.project, running.size)
+            self._dues[running].join(route.project)
             return running, "coalesced"
         tab = self._work.charges.open(digest)
         tab.join(route.project, expected)  # may refuse: then nothing has begun
@@ -287,20 +290,21 @@ class Blobs:
         self._work.capacity.hold(digest)  # once it has its name, it is not evicted under its own readers
         self._running[digest] = transfer
         self._tabs[transfer] = tab
-        pump = Pump(transfer, origin.upstream, route.repository, self._work, self._owner, tab)
-        task = self._owner.spawn_background(self._run(transfer, pump, route.project), f"transfer {digest}")
+        dues = self._dues[transfer] = self._projects.dues(route.project, transfer.projects)
+        pump = Pump(transfer, LimitedUpstream(origin.upstream, dues), route.repository, self._work, self._owner, tab)
+        task = self._owner.spawn_background(self._run(transfer, pump, dues), f"transfer {digest}")
         self._tasks[transfer] = task
         task.add_done_callback(lambda _: self._over(transfer))
         return transfer, "miss"
 
-    async def _run(self, transfer: Transfer, pump: Pump, project: str) -> None:
+    async def _run(self, transfer: Transfer, pump: Pump, dues: Dues) -> None:
         """Wait for a turn, then pump. A transfer nobody waits for any more does not get its turn."""
         host = transfer.source.upstream
         per_upstream = self._upstream_slots.setdefault(host, asyncio.Semaphore(self._limits.per_upstream))
         async with AsyncExitStack() as turn:
             try:
                 async with self._owner.deadline(self._work.clock, self._limits.queue_s):
-                    await turn.enter_async_context(self._projects.turn(project))
+                    await turn.enter_async_context(dues.turn())
                     await turn.enter_async_context(per_upstream)
                     await turn.enter_async_context(self._slots)
             except TimeoutError:
@@ -338,6 +342,7 @@ class Blobs:
     def _ended(self, transfer: Transfer) -> None:
         self._n_ended += 1
         self._tabs.pop(transfer).close()
+        self._dues.pop(transfer, None)
         if self._running.get(transfer.digest) is transfer:
             del self._running[transfer.digest]
         if isinstance(transfer.failure, Misbehaved):

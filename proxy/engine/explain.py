@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from proxy.engine.admission import RULE as PASS_THROUGH
 from proxy.engine.charges import Charges
 from proxy.engine.links import HoldingIndex, Links
 from proxy.engine.manifests import holding_of
@@ -78,6 +79,8 @@ class Explain:
         says = access.EVERYBODY if readers.is_public else named
         step(f"{owner} access", says, "allows" if readers.allows(caller) else "denies")
         readers.check(caller)
+        if plan.origins.of(route).pass_through is not None:
+            step(f"upstream {route.host!r}", PASS_THROUGH, "passes", "upstream decides for each login, at the pull")
 
         rules = plan.rules[route.project]
         index = await self._links.of(holding_of(route))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -11,17 +11,35 @@ from proxy.oci.digest import Digest
 from proxy.oci.names import Repository, TagOrDigest
 from proxy.ports import BlobBody, ManifestHead, TagPage, Upstream, UpstreamManifest
 from proxy.rules.freshness import TagPolicy
+from proxy.rules.gates.access import Login
 from proxy.rules.routes import Route
 
 
 @dataclass(frozen=True, slots=True)
+class PassThrough:
+    """An upstream that judges each client's own login.
+
+    `as_login` gives the upstream as one login is shown to it, None for as nobody is; the same one for the same login.
+    What it decides is remembered for `remembered_s` seconds.
+    """
+
+    as_login: Callable[[Login | None], Upstream]
+    remembered_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
-    """One upstream as one project sees it. `negative_ttl_s`: how long "not found" is remembered, in seconds."""
+    """One upstream as one project sees it. `negative_ttl_s`: how long "not found" is remembered, in seconds.
+
+    Where there is `pass_through`, `upstream` is for what Breakwater does by itself, and each client is asked for as
+    the login that it shows (engine/admission.py).
+    """
 
     host: str
     upstream: Upstream
     tag_policy: TagPolicy
     negative_ttl_s: float = 10.0
+    pass_through: PassThrough | None = None
 
 
 class Origins:

@@ -5,10 +5,12 @@ Every way to bytes passes the same gate (INV-8): tag, digest, blob, range, HEAD,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from math import inf
 
+from proxy.engine.admission import Admissions
 from proxy.engine.blobs import Blobs, Opened, let_go
 from proxy.engine.charges import Charges
 from proxy.engine.links import Links
@@ -41,6 +43,8 @@ class Plan:
     robots: Mapping[str, Robot] = field(default_factory=dict)
     #: Tags that keep their digest, by project.
     immutable: Mapping[str, Immutable] = field(default_factory=dict)
+    #: Whether any upstream judges clients' own logins. There are no robots then.
+    takes_logins: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ class Pull:
         listings: Listings,
         links: Links,
         charges: Charges,
+        admissions: Admissions,
     ) -> None:
         self.plan = plan
         self._tags = tags
@@ -85,29 +90,34 @@ class Pull:
         self._listings = listings
         self._links = links
         self._charges = charges
+        self._admissions = admissions
 
     async def manifest(self, asked: ManifestGet, caller: Caller = ANONYMOUS) -> Pulled:
         """The manifest that a tag or digest means. Its config and layers pass the gate with it: a client that has been
         given a manifest may have nowhere else to go for the rest (peers.md §5.3)."""
-        route, origin, rules = self._route(asked, caller)
-        if isinstance(asked.target, Tag):
-            rules.check_tag(route.reference, asked.target)
-            is_fixed = self.plan.immutable.get(route.project, Immutable()).covers(asked.target)
-            resolved = await self._tags.resolve(route, origin, asked.target, is_fixed=is_fixed)
-            pulled = Pulled(route, resolved.held, resolved.outcome, resolved.age_s, resolved.trouble)
-        else:
-            await self._check_digest(route, rules, asked.target)
-            held, outcome = await self._manifests.get(route, origin, asked.target)
-            pulled = Pulled(route, held, outcome)
+        async with self._admitted(asked, caller) as (route, origin, rules):
+            if isinstance(asked.target, Tag):
+                rules.check_tag(route.reference, asked.target)
+                is_fixed = self.plan.immutable.get(route.project, Immutable()).covers(asked.target)
+                resolved = await self._tags.resolve(route, origin, asked.target, is_fixed=is_fixed)
+                pulled = Pulled(route, resolved.held, resolved.outcome, resolved.age_s, resolved.trouble)
+            else:
+                await self._check_digest(route, rules, asked.target)
+                held, outcome = await self._manifests.get(route, origin, asked.target)
+                pulled = Pulled(route, held, outcome)
         check_closure(route, rules, pulled.held)
         self._pay(route, pulled.held)
         return pulled
 
-    def vouch(self, asked: ManifestGet, pulled: Pulled) -> Callable[[], Vouched | None] | None:
-        """Says, each time it is asked, whether `pulled` would be answered again, and for how long; or None for no.
+    def vouch(
+        self, asked: ManifestGet, pulled: Pulled, caller: Caller = ANONYMOUS
+    ) -> Callable[[], Vouched | None] | None:
+        """Says, each time it is asked, whether `caller` would be answered with `pulled` again, and for how long; or None
+        for no.
 
         For answers kept ready: it counts as a use, and says no once the plan has changed, a link was taken away (a
-        purge), the project cannot pay, or the tag's time is up. None when the answer cannot be vouched for at all.
+        purge), the project cannot pay, upstream is to be asked about the caller again, or the tag's time is up. None
+        when the answer cannot be vouched for at all.
         """
         if pulled.outcome != "hit" or pulled.trouble:
             return None
@@ -115,14 +125,18 @@ class Pull:
         route, digest = pulled.route, pulled.held.descriptor.digest
         links, tags, manifests = self._links, self._tags, self._manifests
         account = self._charges.book.of(route.project)
+        origin = plan.origins.of(route)
+        admits = self._admissions.vouch(route, origin, caller)
         fresh: Callable[[], tuple[float, float] | None] | None = lambda: (0.0, inf)  # noqa: E731
         if isinstance(asked.target, Tag):
-            fresh = tags.vouch(route, plan.origins.of(route), asked.target)
+            fresh = tags.vouch(route, origin, asked.target)
         if fresh is None:
             return None
 
         def again() -> Vouched | None:
             if self.plan is not plan or links.n_dropped != n_dropped or (aged := fresh()) is None:
+                return None
+            if admits is not None and not admits():
                 return None
             if not manifests.is_at_hand(digest):
                 return None  # it was evicted, or has not been asked for in a long time
@@ -143,6 +157,7 @@ class Pull:
                     and account.n_dropped == n_dropped_charges
                     and account.charged == charged  # a project that refuses when full may be full now
                     and account.reserved == reserved
+                    and (admits is None or admits())
                 )
 
             return Vouched(*aged, holds)
@@ -151,11 +166,11 @@ class Pull:
 
     async def blob(self, asked: BlobGet, caller: Caller = ANONYMOUS) -> tuple[Route, Opened]:
         """A blob, ready to be read; the size is known, the bytes may still be coming."""
-        route, origin, rules = self._route(asked, caller)
-        if not await self._check_blob(route, rules, asked.digest) and rules.max_blob is not None:
-            size, _ = await self._blobs.size(route, origin, asked.digest)
-            rules.check_size(route.reference, asked.digest, size)  # before a byte of it is fetched
-        opened = await self._blobs.open(route, origin, asked.digest)
+        async with self._admitted(asked, caller) as (route, origin, rules):
+            if not await self._check_blob(route, rules, asked.digest) and rules.max_blob is not None:
+                size, _ = await self._blobs.size(route, origin, asked.digest)
+                rules.check_size(route.reference, asked.digest, size)  # before a byte of it is fetched
+            opened = await self._blobs.open(route, origin, asked.digest)
         try:
             rules.check_size(route.reference, asked.digest, opened.size)
         except Denied:
@@ -165,46 +180,53 @@ class Pull:
 
     async def blob_instead(self, asked: BlobGet, caller: Caller = ANONYMOUS, *, rotten: str = "") -> Opened:
         """The same blob from upstream, where the stored file could not be read on; `rotten`: why it is not right."""
-        route, origin, rules = self._route(asked, caller)
-        await self._check_blob(route, rules, asked.digest)
-        return await self._blobs.instead(route, origin, asked.digest, rotten=rotten)
+        async with self._admitted(asked, caller) as (route, origin, rules):
+            await self._check_blob(route, rules, asked.digest)
+            return await self._blobs.instead(route, origin, asked.digest, rotten=rotten)
 
     async def blob_size(self, asked: BlobGet, caller: Caller = ANONYMOUS) -> tuple[Route, int, Outcome]:
         """A blob's size in bytes, for HEAD."""
-        route, origin, rules = self._route(asked, caller)
-        await self._check_blob(route, rules, asked.digest)
-        size, outcome = await self._blobs.size(route, origin, asked.digest)
+        async with self._admitted(asked, caller) as (route, origin, rules):
+            await self._check_blob(route, rules, asked.digest)
+            size, outcome = await self._blobs.size(route, origin, asked.digest)
         rules.check_size(route.reference, asked.digest, size)
         return route, size, outcome
 
     async def tags(self, asked: TagsList, caller: Caller = ANONYMOUS) -> tuple[Route, TagPage, Outcome]:
         """One page of the tags that this caller may pull."""
-        route, origin, rules = self._route(asked, caller)
-        rules.check_repository(route.reference)
-        page, outcome = await self._listings.tags(
-            route, origin, n=asked.n, last=asked.last, visible=lambda tag: rules.lists_tag(route.reference, tag)
-        )
+        async with self._admitted(asked, caller) as (route, origin, rules):
+            rules.check_repository(route.reference)
+            page, outcome = await self._listings.tags(
+                route, origin, n=asked.n, last=asked.last, visible=lambda tag: rules.lists_tag(route.reference, tag)
+            )
         return route, page, outcome
 
     async def referrers(self, asked: ReferrersList, caller: Caller = ANONYMOUS) -> tuple[Route, Referrers]:
         """What refers to a digest."""
-        route, origin, rules = self._route(asked, caller)
-        await self._check_digest(route, rules, asked.digest)
-        found = await self._listings.referrers(route, origin, asked.digest)
+        async with self._admitted(asked, caller) as (route, origin, rules):
+            await self._check_digest(route, rules, asked.digest)
+            found = await self._listings.referrers(route, origin, asked.digest)
         if rules.is_open:
             return route, found
         visible = tuple(each for each in found.descriptors if rules.lists_part(route.reference, each))
         return route, replace(found, descriptors=visible)
 
-    def _route(
+    @asynccontextmanager
+    async def _admitted(
         self, asked: ManifestGet | BlobGet | TagsList | ReferrersList, caller: Caller
-    ) -> tuple[Route, Origin, Rules]:
+    ) -> AsyncIterator[tuple[Route, Origin, Rules]]:
         """Where it leads, once the caller may read there: before anything is looked up (INV-8)."""
         plan = self.plan
         route = plan.routes.route(asked.path, asked.ns)
         if plan.robots:
             plan.access.get(route.project, Access(route.project, is_public=False)).check(caller)
-        return route, plan.origins.of(route), plan.rules[route.project]
+        origin, rules = plan.origins.of(route), plan.rules[route.project]
+        if origin.pass_through is None:
+            yield route, origin, rules
+            return
+        rules.check_repository(route.reference)  # a refusal of ours costs upstream nothing
+        async with self._admissions.admitted(route, origin, asked, caller) as theirs:
+            yield route, theirs, rules
 
     async def _check_digest(self, route: Route, rules: Rules, digest: Digest) -> None:
         if rules.is_open:

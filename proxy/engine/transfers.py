@@ -156,12 +156,16 @@ class Transfer:
         has_start = self.ring is None or self.ring.start <= self.in_file
         return has_start and not self.is_given_up and self.state not in ENDED
 
-    def join(self) -> Reader:
-        """Become a reader."""
+    def join(self, project: str = "") -> Reader:
+        """Become a reader, for a project."""
         self.n_readers += 1
-        reader = Reader(self)
+        reader = Reader(self, project)
         self.offsets[reader] = 0
         return reader
+
+    def projects(self) -> set[str]:
+        """Those whose readers are here now."""
+        return {reader.project for reader in self.offsets}
 
     async def confirmed_size(self) -> int:
         """Wait for the size of the whole body in bytes. Raises the transfer's failure.
@@ -246,8 +250,9 @@ class Transfer:
 class Reader:
     """One client's view of a transfer: a `ports.Tail`."""
 
-    def __init__(self, transfer: Transfer) -> None:
+    def __init__(self, transfer: Transfer, project: str = "") -> None:
         self._transfer = transfer
+        self.project = project
         self._gone = False
 
     @property

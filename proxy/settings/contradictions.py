@@ -157,6 +157,8 @@ def _of_upstreams(settings: Settings, written: Mapping[str, Any]) -> Iterator[Cl
             if endpoint.url in [earlier.url for earlier in upstream.url[:number]]:
                 yield Clash(((*here, "url", number),), f"{endpoint.url} is listed twice")
         yield from _of_bandwidth(upstream.bandwidth, (*here, "bandwidth"))
+        if upstream.pass_through:
+            yield from _of_pass_through((*here, "pass_through"), host, settings)
         if upstream.client_key is not None and upstream.client_cert is None:
             yield Clash(((*here, "client_key"), (*here, "client_cert")), "is of no use without client_cert")
         if upstream.client_cert is not None and upstream.client_key is None:
@@ -172,6 +174,24 @@ def _of_bandwidth(entries: tuple[TimedRate, ...], place: Place) -> Iterator[Clas
         if number + 1 < len(entries):
             yield Clash(((*place, number + 1), (*place, number)), "is never reached: the entry before it always holds")
             return
+
+
+def _of_pass_through(place: Place, host: SourceHost, settings: Settings) -> Iterator[Clash]:
+    for name in settings.robots:
+        yield Clash(
+            (place, ("robots", name)),
+            f"and {spelled(('robots', name))} exclude each other: a login is for us to judge or for {host}, not for both",
+        )
+        break
+    if settings.upstreams[host].sealed or settings.server.sealed:
+        sealed: Place = ("server", "sealed") if settings.server.sealed else (*place[:-1], "sealed")
+        yield Clash((place, sealed), f"opens nothing while {spelled(sealed)} lets nobody ask {host} about a login")
+    for name, project in settings.projects.items():
+        if project.credentials is not None and project.upstream == host:
+            yield Clash(
+                (("projects", name, "credentials"), place),
+                f"would be shown to {host} in the place of the client's own login, which {spelled(place)} asks for",
+            )
 
 
 def _of_credentials(credentials: Credentials | None, place: Place) -> Iterator[Clash]:

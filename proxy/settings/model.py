@@ -473,6 +473,20 @@ class Upstream(Section):
         what="How long connecting to one address of a host may take.",
         why="A healthy one takes a tenth of a second, and a second address must have its turn before clients give up.",
     )
+    pass_through: bool = setting(
+        False,
+        what="Clients log in here with their accounts there: upstream is asked with each client's own login before it "
+        "reads anything of a repository, and `credentials` are for what Breakwater fetches by itself alone.",
+        why="What a client shows is nobody else's business. Robots cannot be told from such logins, so it is one or "
+        "the other.",
+    )
+    pass_through_ttl: Duration = setting(
+        "5m",
+        unit="seconds",
+        what="With `pass_through`: how long what upstream decided about a login and a repository is remembered.",
+        why="A pull asks once, and whoever loses the right loses it within minutes. Through an outage nothing opens for "
+        "longer than this.",
+    )
     sealed: bool = setting(False, what="Never contact this upstream.", why="As for `server.sealed`.")
     allow_private: bool = setting(
         False,
@@ -566,7 +580,7 @@ class Project(Section):
     bandwidth: Bandwidth = setting(
         [],
         what="What this project's transfers take from upstreams, all together, shared fairly among them; written as an "
-        "upstream's.",
+        "upstream's. One that several projects read comes at the rate of the most generous of them.",
         why="A mirror fills as fast as it can, until somebody else needs the line.",
     )
     max_blob: Size | None = setting(

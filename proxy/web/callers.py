@@ -5,6 +5,10 @@ accounts; anonymous tokens are issued to whoever shows nothing. Basic is underst
 carry it, and never asked for: a client that is asked for Basic sends its user's password for another registry
 (peers.md §5.1, 10).
 
+Where upstreams judge clients' own logins (`pass_through`), the same challenge brings those: a client that has one shows
+it to the token endpoint, one that has none gets a token for nobody. Such a login is kept in memory for as long as its
+token lives, and a token stands for it by a keyed hash.
+
 Who may read what is not decided here: that is a gate's, on every request.
 """
 
@@ -12,8 +16,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import re
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +29,7 @@ from aiohttp import web
 from cachetools import TTLCache
 
 from proxy import errors
-from proxy.engine.access import ANONYMOUS, Caller, Robot
+from proxy.engine.access import ANONYMOUS, Caller, Login, Robot
 from proxy.engine.robots import Robots
 from proxy.oci.endpoints import VersionCheck
 from proxy.oci.names import HOST
@@ -47,7 +53,7 @@ class Shown:
 
     `is_known`: it showed something that is ours, a secret or a token (an anonymous one, too). `good_until` is
     monotonic. `delay_s`: how long a refusal waits, for one who has failed before. `may_be_kept`: an answer to these very
-    bytes may be kept beside them; not where they hold a password, which is remembered under a keyed hash alone.
+    bytes may be kept beside them, or, where `is_secret`, beside a keyed hash of them alone: they hold a password.
     """
 
     caller: Caller = ANONYMOUS
@@ -55,6 +61,7 @@ class Shown:
     good_until: float = float("inf")
     delay_s: float = 0.0
     may_be_kept: bool = True
+    is_secret: bool = False
 
 
 _NOTHING = Shown()
@@ -73,15 +80,20 @@ class Callers:
         clock: Clock,
         is_tls: bool,
         public_url: str = "",
+        takes_logins: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`accounts` gives the robots of the settings in effect. `public_url`: where clients reach us, if not by the
-        name that they ask with."""
+        """`accounts` gives the robots of the settings in effect, `takes_logins` whether any upstream of theirs judges
+        clients' own logins; never both. `public_url`: where clients reach us, if not by the name that they ask with."""
         self._robots = robots
         self._accounts = accounts
         self._clock = clock
         self._scheme = "https" if is_tls else "http"
         self._public_url = public_url
+        self._takes_logins = takes_logins
+        self._key = secrets.token_bytes(32)
         self._tokens = Tokens(clock)
+        #: The logins that tokens stand for, by their marks.
+        self._logins: TTLCache[str, Login] = TTLCache(MAX_REMEMBERED, LIFETIME_S, timer=clock.monotonic)
         self._remembered: TTLCache[str, tuple[str, str, float]] = TTLCache(
             MAX_REMEMBERED, REMEMBERED_S, timer=clock.monotonic
         )
@@ -92,18 +104,20 @@ class Callers:
         if header is None:
             return _NOTHING
         accounts = self._accounts()
-        if not accounts or len(header) > MAX_HEADER:
+        if not self._asks or len(header) > MAX_HEADER:
             return _SOMETHING
         scheme, _, rest = header.partition(" ")
         if scheme.lower() == "bearer":
             return self._bearer(accounts, rest.strip())
         if scheme.lower() == "basic" and (given := _name_and_secret(rest)) is not None:
+            if self._takes_logins():
+                return Shown(Caller(login=self._login(*given)) if any(given) else ANONYMOUS, True, is_secret=True)
             return await self._secret(accounts, *given, request.remote or "unix")
         return _SOMETHING
 
     def must_log_in(self, shown: Shown) -> bool:
-        """Whether `/v2/` challenges: where there are accounts, whoever shows nothing of ours."""
-        return bool(self._accounts()) and not shown.is_known
+        """Whether `/v2/` challenges: where there are accounts, here or at an upstream, whoever shows none."""
+        return self._asks and not shown.is_known
 
     def challenge(self, request: web.BaseRequest, repository: str = "") -> str:
         """The WWW-Authenticate value: where the token endpoint is, by the name that the client knows us by."""
@@ -114,10 +128,11 @@ class Callers:
         """GET /token: a token for the robot whose name and secret came with it, or for anybody.
 
         Wrong ones get 401 when they ask for no repository (that is a log-in, and its user wants to know), else a token
-        for anybody: the request it is used for will be judged. Raises UnknownName where there are no robots.
+        for anybody: the request it is used for will be judged. Where upstreams judge, any login gets a token that
+        stands for it. Raises UnknownName where there is nobody to log in as.
         """
         accounts = self._accounts()
-        if not accounts:
+        if not self._asks:
             raise errors.UnknownName("there are no accounts here, and so no tokens; the registry is under /v2/")
         if request.method != "GET":
             raise errors.Unsupported("tokens are asked for with GET")
@@ -129,7 +144,10 @@ class Callers:
         robot = mark = ""
         header = request.headers.get("Authorization", "")
         given = _name_and_secret(header.partition(" ")[2]) if header.lower().startswith("basic ") else None
-        if given is not None:
+        if given is not None and any(given) and self._takes_logins():
+            login = self._login(*given)
+            mark, self._logins[login.mark] = login.mark, login
+        elif given is not None and accounts:
             verdict = await self._robots.check(accounts, *given, request.remote or "unix")
             robot, mark = verdict.robot, verdict.mark
             if not robot and not scopes:
@@ -152,7 +170,7 @@ class Callers:
         verdict = await self._robots.check(accounts, name, secret, source)
         if not verdict.robot:
             return Shown(delay_s=verdict.delay_s, may_be_kept=False)
-        return Shown(Caller(verdict.robot), True, self._until(accounts[name].expires_at), may_be_kept=False)
+        return Shown(Caller(verdict.robot), True, self._until(accounts[name].expires_at), is_secret=True)
 
     def _bearer(self, accounts: Mapping[str, Robot], token: str) -> Shown:
         known = self._remembered.get(token)
@@ -165,6 +183,11 @@ class Callers:
         now = self._clock.wall()
         if now >= expires_at:
             return _SOMETHING
+        if not name and mark:
+            login = self._logins.get(mark)
+            if login is None or not self._takes_logins():
+                return _SOMETHING
+            return Shown(Caller(login=login), True, self._until(expires_at))
         if not name:
             return Shown(is_known=True, good_until=self._until(expires_at))
         robot = accounts.get(name)
@@ -173,6 +196,16 @@ class Callers:
             return _SOMETHING
         ends_at = min(expires_at, robot.expires_at or expires_at)
         return Shown(Caller(name), True, self._until(ends_at))
+
+    @property
+    def _asks(self) -> bool:
+        """Whether anybody can log in at all."""
+        return bool(self._accounts()) or self._takes_logins()
+
+    def _login(self, name: str, secret: str) -> Login:
+        """What an upstream is to judge. The mark is of no use to whoever reads it in a token or a log."""
+        words = f"{name}\0{secret}".encode("utf-8", "surrogatepass")
+        return Login(hashlib.blake2b(words, key=self._key, digest_size=16).hexdigest(), name, secret)
 
     def _until(self, wall: float | None) -> float:
         return float("inf") if wall is None else self._clock.monotonic() + (wall - self._clock.wall())

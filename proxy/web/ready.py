@@ -9,10 +9,12 @@ was judged, which costs a few comparisons, and in full (`Ready.again`) whenever 
 
 from __future__ import annotations
 
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from email.utils import formatdate
+from hashlib import blake2b
 from math import inf
 
 from aiohttp import web
@@ -32,7 +34,7 @@ class Ready:
     """What a handler offers to be kept: it would give the same answer again for as long as `again` vouches for it.
 
     `said` is what was reported of the answer; `good_until`: when what the request showed ends to be good, monotonic;
-    `has_age`: whether an Age is sent.
+    `has_age`: whether an Age is sent; `is_secret`: the request's bytes hold a password, and are not to be kept.
     """
 
     said: Answered
@@ -40,6 +42,7 @@ class Ready:
     again: Callable[[], Vouched | None]
     has_age: bool
     good_until: float = inf
+    is_secret: bool = False
 
 
 #: Where a handler leaves its offer: a key of the request.
@@ -96,6 +99,9 @@ class ReadyTable:
         self._request_id = request_id
         self._answers: OrderedDict[bytes, _Answer] = OrderedDict()
         self._n_bytes = 0
+        #: What requests that hold a password are known by: of no use to whoever reads this process's memory.
+        self._key = secrets.token_bytes(32)
+        self._has_secrets = False
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -104,7 +110,11 @@ class ReadyTable:
         """The whole answer to these very bytes, already reported; or None: take the long way."""
         answer = self._answers.get(request)
         if answer is None:
-            return None
+            if not self._has_secrets:
+                return None
+            request = self._hashed(request)
+            if (answer := self._answers.get(request)) is None:
+                return None
         now, wall = self._clock.monotonic(), self._clock.wall()
         if now >= answer.until or not answer.holds():
             if not answer.judge(now, wall):
@@ -126,12 +136,18 @@ class ReadyTable:
         answer = _Answer(request, ready, b"".join(lines), self._repeats(said))
         if answer.size > MAX_BYTES // 8:
             return
+        if ready.is_secret:
+            self._has_secrets = True
+            request = self._hashed(request)
         if request in self._answers:
             self._drop(request)
         self._answers[request] = answer
         self._n_bytes += answer.size
         while self._n_bytes > MAX_BYTES:
             self._drop(next(iter(self._answers)))
+
+    def _hashed(self, request: bytes) -> bytes:
+        return blake2b(request, key=self._key, digest_size=32).digest()
 
     def _drop(self, request: bytes) -> None:
         self._n_bytes -= self._answers.pop(request).size

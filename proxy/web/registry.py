@@ -97,12 +97,13 @@ class Registry:
     async def _answer(self, request: web.BaseRequest, said: Answered) -> web.StreamResponse:
         path, _, query = endpoints.origin_form(request.raw_path).partition("?")
         if path == TOKEN_PATH:
+            said.path = path  # the rest may name an account at an upstream, which is nobody else's business
             return await self._callers.token(request)
         asked = endpoints.parse(request.method, path, query)
         if request.body_exists:
             raise errors.BadRequest(f"a {request.method} has no body here")
         shown = await self._callers.of(request)
-        said.caller = shown.caller.robot
+        said.caller = shown.caller.name
         try:
             return await self._asked(request, asked, shown, said)
         except errors.Unauthenticated as error:
@@ -163,10 +164,17 @@ class Registry:
             return web.Response(status=304, headers=headers)
         response = self._document(request, headers, held.body, said)
         if shown.may_be_kept and not any(name in request.headers for name in _SPEAKS_FOR_ONE):
-            again = self._pull.vouch(asked, pulled)
+            again = self._pull.vouch(asked, pulled, shown.caller)
             if again is not None:
                 body = held.body if request.method == "GET" else b""
-                request[READY] = Ready(said, body, again, good_until=shown.good_until, has_age=pulled.age_s is not None)
+                request[READY] = Ready(
+                    said,
+                    body,
+                    again,
+                    good_until=shown.good_until,
+                    has_age=pulled.age_s is not None,
+                    is_secret=shown.is_secret,
+                )
         return response
 
     async def _blob(

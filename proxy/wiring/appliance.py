@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +28,8 @@ from proxy.engine.refetch import refetching
 from proxy.engine.scrub import Scrub
 from proxy.engine.standing import Standing
 from proxy.engine.tasks import TaskOwner
-from proxy.fitting import Fitting, asked_of, ignored_proxies
+from proxy.errors import Overloaded
+from proxy.fitting import Fitting, asked_of, ignored_proxies, logins_of
 from proxy.planning import allowances_of, limits_of, plan_of, sealed_hosts, server_tls, standing_order
 from proxy.reports import Reports
 from proxy.rules.routes import DEFAULT_PROJECT
@@ -39,7 +41,7 @@ from proxy.store.layout import AUDIT
 from proxy.store.lock import PATIENCE_S
 from proxy.telemetry.log import EventLog
 from proxy.web import freight as freight_routes
-from proxy.web import operations, pinning, scrubbing, sites
+from proxy.web import operations, pinning, reloading, scrubbing, sites
 from proxy.web import projects as project_routes
 from proxy.web.admin import Admin, Probes
 from proxy.web.dashboard import Dashboard
@@ -76,6 +78,8 @@ class Appliance:
     admin_addresses: tuple[str, ...] = ()
     probes: web.AppRunner | None = None
     probe_addresses: tuple[str, ...] = ()
+    #: Reads the settings again and has them taken up; whoever knows where they come from says how (lifecycle.py).
+    reread: Callable[[], Awaitable[tuple[str, ...]]] | None = None
 
     def __post_init__(self) -> None:
         self.reports = Reports(
@@ -122,7 +126,7 @@ class Appliance:
         tls = await asyncio.to_thread(server_tls, settings)
         kept = await Kept.of(store, settings, around)
         await watching.open_audit(store.path / AUDIT / "audit.jsonl", store.upkeep.others)
-        serving = Serving.of(kept, settings, around, fitting.upstreams, tls, watching.repeats)
+        serving = Serving.of(kept, settings, around, fitting.upstreams, fitting.logins, tls, watching.repeats)
         self = cls._of(settings, around, watching, fitting, tls, kept, serving)
         try:
             if listens:
@@ -236,7 +240,11 @@ class Appliance:
         return Admin(
             probes=probes,
             guard=Guard(token, names, place),
-            operations=[*operations.operations(seen), *pinning.operations(self.kept.pins, self.around.observe)],
+            operations=[
+                *operations.operations(seen),
+                *pinning.operations(self.kept.pins, self.around.observe),
+                reloading.operation(self._reread),
+            ],
             also=[
                 *freight_routes.routes(self.freight),
                 *scrubbing.routes(self.scrub),
@@ -246,6 +254,11 @@ class Appliance:
             pages=Dashboard(seen, orders, wall=self.around.clock.wall, token_place=place),
             version=__version__,
         )
+
+    async def _reread(self) -> tuple[str, ...]:
+        if self.reread is None:
+            raise Overloaded("it is still starting; ask again")
+        return await self.reread()
 
     async def reload(self, wanted: Settings) -> tuple[str, ...]:
         """Take up new settings, and the files they name, all at once and for requests that come from now on.
@@ -257,7 +270,7 @@ class Appliance:
         fitted = await asyncio.to_thread(self.fitting.fit, settings)
         # A context that took half of a pair would refuse every handshake: try on one that nobody uses.
         await asyncio.to_thread(server_tls, settings)
-        plan = plan_of(settings, asked_of(fitted), self.serving.project_limits)
+        plan = plan_of(settings, asked_of(fitted), logins_of(fitted))
         # Before the seal holds: between the two nothing may be evicted that could not be had again.
         await self.kept.pins.keep_all_of(self.kept.store.records, sealed_hosts(settings))
         # Nothing below fails or waits, so that no request sees half of it.

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from proxy.engine.admission import Admissions
 from proxy.engine.blobs import Blobs, Limits
 from proxy.engine.limits import ProjectLimits
 from proxy.engine.listings import Listings
+from proxy.engine.origins import PassThrough
 from proxy.engine.pull import Pull
 from proxy.engine.pump import Work
 from proxy.engine.robots import Robots
@@ -48,14 +50,15 @@ class Serving:
         settings: Settings,
         around: Surroundings,
         upstreams: Mapping[str, Upstream],
+        logins: Mapping[str, PassThrough],
         tls: ssl.SSLContext | None,
         repeats: Callable[[Answered], Repeat],
     ) -> Self:
-        """The parts; `data` does not listen yet. `repeats` is told of answers from the ready table. Raises
-        InvalidSettings."""
+        """The parts; `data` does not listen yet. `logins`: the upstreams that judge clients' own; `repeats` is told of
+        answers from the ready table. Raises InvalidSettings."""
         clock, owner, observe = around.clock, around.owner, around.observe
         transfers = settings.transfers
-        project_limits = ProjectLimits(clock, limits_of(settings))
+        project_limits = ProjectLimits(clock, owner, limits_of(settings))
         blobs = Blobs(
             Work(kept.store.blobs, kept.capacity, clock, random.random, observe, kept.charges, kept.remains),
             kept.links,
@@ -66,13 +69,14 @@ class Serving:
             projects=project_limits,
         )
         pull = Pull(
-            plan_of(settings, upstreams, project_limits),
+            plan_of(settings, upstreams, logins),
             tags=kept.tags,
             manifests=kept.manifests,
             blobs=blobs,
             listings=Listings(kept.links, kept.manifests, kept.tags, clock=clock, owner=owner, observe=observe),
             links=kept.links,
             charges=kept.charges,
+            admissions=Admissions(clock=clock, owner=owner),
         )
         sender = Sender(clock, pace=ReaderPace(int(transfers.reader_min_rate), transfers.reader_min_rate_window))
         callers = Callers(
@@ -81,6 +85,7 @@ class Serving:
             clock=clock,
             is_tls=settings.server.tls is not None,
             public_url=settings.server.public_url or "",
+            takes_logins=lambda: pull.plan.takes_logins,
         )
         registry = Registry(
             pull, sender, callers, clock=clock, observe=observe, header_deadline_s=transfers.header_deadline

@@ -334,6 +334,67 @@ def test_a_reload_takes_up_what_was_written(scratch: Path, origin: Origin) -> No
             breakwater.stop_cleanly()
 
 
+def _post_reload(breakwater: Breakwater) -> tuple[int, dict[str, Any]]:
+    """`POST /api/v1/reload`, as an operator's program does it."""
+    token = (breakwater.store / "breakwater" / "admin-token").read_text().strip()
+    connection = http.client.HTTPConnection("127.0.0.1", breakwater.admin_port, timeout=START_S)
+    try:
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        connection.request("POST", "/api/v1/reload", "{}", headers)
+        answer = connection.getresponse()
+        document: dict[str, Any] = json.loads(answer.read())
+        return answer.status, document
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("way", ["SIGHUP", "admin API"])
+def test_a_digest_that_is_blocked_now_is_blocked_for_running_transfers_new_readers(
+    scratch: Path, origin: Origin, way: str
+) -> None:
+    """ "Block this digest now": who reads already reads on, nobody else begins, by blob, range or manifest, and the audit
+    log has the change. A broken file changes nothing and says where it is broken."""
+    wanted = image(next(_SEED), (3 * MIB,))
+    name = f"library/blocked-{next(_SEED)}"
+    origin.push(name, "1", wanted)
+    layer = wanted.blobs[1].digest
+    paths = [f"/v2/{name}/blobs/{layer}", f"/v2/{name}/manifests/1", f"/v2/{name}/manifests/{wanted.digest}"]
+    with Relay(origin.port, hold_back=MIB, holds=lambda target: layer in target) as relay:
+        with Breakwater(scratch / f"block-{next(_SEED)}", upstreams_at(relay.url)) as breakwater:
+            assert _get(breakwater.port, paths[1])[0] == 200
+            visits = [Visit(paths[0])]
+            reader = threading.Thread(target=visit_all, args=(breakwater.port, visits))
+            reader.start()
+            eventually(lambda: visits[0].n_bytes, "it reads")
+            text = breakwater.settings_path.read_text()
+
+            breakwater.settings_path.write_text(text + '\n[policy]\nunmatchd = "deny"\n')
+            if way == "SIGHUP":
+                said = _reload(breakwater)
+            else:
+                status, answer = _post_reload(breakwater)
+                said = answer["error"]
+                assert status == 400
+            assert "nothing was changed" in said and "policy.unmatchd" in said and "breakwater.toml:" in said
+            assert _get(breakwater.port, paths[1])[0] == 200
+
+            breakwater.settings_path.write_text(text + f'\n[policy]\ndeny = ["{layer}"]\n')
+            if way == "SIGHUP":
+                assert "taken up" in _reload(breakwater)
+            else:
+                assert _post_reload(breakwater) == (200, {"waiting": []})
+            for path in paths:
+                status, body = _get(breakwater.port, path)
+                assert status == 403 and layer in body.decode(), path
+            relay.release()
+            reader.join()
+            assert visits[0].digest == layer, "what had begun ends whole"
+            assert _get(breakwater.port, paths[0])[0] == 403
+            audit = (breakwater.store / "breakwater" / "audit" / "audit.jsonl").read_text()
+            assert '"what": "rules"' in audit and f'"rule": "{layer}"' in audit
+            breakwater.stop_cleanly()
+
+
 def test_what_cannot_change_is_said_and_a_mistake_changes_nothing(scratch: Path, origin: Origin) -> None:
     """One line names the keys that wait for the next start; a file with a mistake is refused whole, with its reason."""
     origin.push("team/app", "1", image(next(_SEED), (1000,)))

@@ -21,16 +21,9 @@ from tests.interop.conftest import upstreams_at
 from tests.support.clients import NOWHERE, TEST_HOST, Containerd, Docker, Podman, Skopeo
 from tests.support.images import Image, image
 from tests.support.origin import Origin
-from tests.support.process import Breakwater, CommandFailed, _status, to_toml
+from tests.support.process import CommandFailed, Guarded, to_toml
 
 _SEED = count(7000)
-
-
-class Guarded(Breakwater):
-    """Breakwater with robots: `/v2/` challenges, which is how it is ready."""
-
-    def is_ready(self) -> bool:
-        return _status(self.port, "/v2/") == 401 and _status(self.admin_port, "/readyz") == 200
 
 
 @dataclass(frozen=True, slots=True)

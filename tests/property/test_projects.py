@@ -190,11 +190,11 @@ async def storm(seed: int, n_operations: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_no_leak_and_exact_ledgers(seed: int) -> None:
-    """Promise 5 and 7, for a few hundred random operations by three identities in five projects."""
-    await storm(seed, 400)
+    """Promise 5 and 7, for 10,000 random operations in all by three identities in five projects."""
+    await storm(seed, 2500)
 
 
 @pytest.mark.soak
 async def test_no_leak_and_exact_ledgers_for_long() -> None:
-    """The same, ten thousand times."""
-    await storm(1000, 10_000)
+    """The same, a hundred thousand times."""
+    await storm(1000, 100_000)

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from proxy.engine.guarded import GuardedUpstream
+from proxy.engine.origins import PassThrough
 from proxy.engine.robots import Robots
 from proxy.engine.tasks import TaskOwner
 from proxy.events import Answered, Event, Repeat, UpstreamAsked
+from proxy.guests import Guest, Guests
 from proxy.ports import Upstream
 from proxy.store.disk import DiskStore
 from proxy.upstream.client import RegistryClient
+from proxy.upstream.credentials import Credentials
 from proxy.upstream.policy import UpstreamPolicy
 from proxy.web.callers import Callers
 from proxy.web.ready import ReadyTable
@@ -81,6 +84,7 @@ class Appliance:
     server: DataServer
     sender: Sender
     events: list[Event]
+    ready: ReadyTable
 
     @property
     def port(self) -> int:
@@ -163,7 +167,13 @@ async def serving(
     """A data port in front of an engine. Its events join the engine's. `is_ready`: warm manifests are kept ready."""
     sender = Sender(running.clock, n_threads=2)
     robots = Robots(key=bytes(32), clock=running.clock, owner=running.owner)
-    callers = Callers(robots, lambda: running.pull.plan.robots, clock=running.clock, is_tls=False)
+    callers = Callers(
+        robots,
+        lambda: running.pull.plan.robots,
+        clock=running.clock,
+        is_tls=False,
+        takes_logins=lambda: running.pull.plan.takes_logins,
+    )
     registry = Registry(
         running.pull,
         sender,
@@ -176,7 +186,7 @@ async def serving(
     server = DataServer(registry, log=logging.getLogger("test.data"), ready=table if is_ready else None)
     await server.start(["127.0.0.1:0"])
     try:
-        yield Appliance(running, server, sender, running.events)
+        yield Appliance(running, server, sender, running.events, table)
     finally:
         await server.aclose(5.0)
         sender.close()
@@ -191,23 +201,28 @@ async def appliance(
     policy: Mapping[str, Any] | None = None,
     header_deadline_s: float = 25.0,
     is_guarded: bool = False,
+    decides_for_s: float | None = None,
     clock: ManualClock | None = None,
     **engine_words: Any,
 ) -> AsyncIterator[Appliance]:
     """Everything, over a store in `folder`. `policy` are fields of UpstreamPolicy, `engine_words` go to `engine`.
 
-    `is_guarded`: with the circuit breaker and the budget before the client, as the settings wire it.
+    `is_guarded`: with the circuit breaker and the budget before the client, as the settings wire it. `decides_for_s`:
+    the registry judges clients' own logins, and what it decides is remembered for so long.
     """
     clock = clock or HastyClock()
     owner = TaskOwner(print)
     events: list[Event] = []
-    client = RegistryClient(
-        UpstreamPolicy(host, registry.url, **(policy or {})),
-        clock=clock,
-        spawn=owner.spawn,
-        observer=events.append,
-        chance=lambda: 0.0,
-    )
+
+    def client_of(credentials: Credentials | None) -> RegistryClient:
+        words = {"credentials": credentials, **(policy or {})}
+        around: dict[str, Any] = {"clock": clock, "spawn": owner.spawn, "observer": events.append}
+        return RegistryClient(UpstreamPolicy(host, registry.url, **words), chance=lambda: 0.0, **around)
+
+    client = client_of(None)
+    guests = Guests(lambda credentials: Guest(one := client_of(credentials), (one,)), lambda clients: None)
+    if decides_for_s is not None:
+        engine_words["logins"] = {host: PassThrough(guests, decides_for_s)}
     asked: dict[str, Upstream] = {host: client}
     if is_guarded:
         asked[host] = GuardedUpstream(
@@ -224,6 +239,12 @@ async def appliance(
         store = await DiskStore.open(folder, clock=clock, report=reports.append)
         stack.push_async_callback(store.aclose)
         stack.push_async_callback(client.aclose)
+
+        async def see_guests_out() -> None:
+            for guest in guests.clients:
+                await guest.aclose()
+
+        stack.push_async_callback(see_guests_out)
         stack.push_async_callback(owner.aclose)
         running = await stack.enter_async_context(
             engine(store=store, ports=asked, clock=clock, events=events, **engine_words)

@@ -13,15 +13,17 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
 from dataclasses import dataclass, field
 
+from proxy.engine.admission import Admissions
 from proxy.engine.blobs import Blobs, Limits, Opened
 from proxy.engine.capacity import Capacity
 from proxy.engine.charges import Charges
 from proxy.engine.links import Links
 from proxy.engine.listings import Listings
 from proxy.engine.manifests import Manifests
-from proxy.engine.origins import Origin, Origins
+from proxy.engine.origins import Origin, Origins, PassThrough
 from proxy.engine.pull import Plan, Pull
 from proxy.engine.pump import Work
 from proxy.engine.tags import Tags
@@ -116,6 +118,8 @@ class FakeUpstream:
         self.says_size = True
         self.says_digest = True
         self.has_referrers = True
+        #: Asked with each question's repository; it may raise.
+        self.judge: Callable[[str], None] = lambda _: None
         self.open_bodies: Counter[Digest] = Counter()
         #: The most GETs of one blob that were ever in flight at once.
         self.most_at_once = 0
@@ -125,6 +129,12 @@ class FakeUpstream:
         self._blobs: dict[tuple[str, Digest], bytes] = {}
 
     # -- content and what was seen
+
+    def judged(self, judge: Callable[[str], None]) -> FakeUpstream:
+        """The same content and counts, as somebody is shown it of whom `judge` is asked."""
+        theirs = copy(self)
+        theirs.judge = judge
+        return theirs
 
     def put(self, image: Image, *tags: str, repository: Repository = ALPINE) -> Digest:
         """Have an image with all that it names, under these tags."""
@@ -237,6 +247,7 @@ class FakeUpstream:
             await self.gate.wait()
         if self.failure is not None:
             raise self.failure
+        self.judge(repository.value)
 
     def _pieces(self, content: bytes) -> list[bytes]:
         return [content[at : at + self._piece_bytes] for at in range(0, len(content), self._piece_bytes)]
@@ -359,6 +370,7 @@ async def engine(
     rules: Iterable[Rules] = (),
     projects: tuple[ProjectRoute, ...] = (),
     allowances: Mapping[str, Allowance] | None = None,
+    logins: Mapping[str, PassThrough] | None = None,
     is_counted: bool = True,
     is_loaded: bool = True,
     upkeep: Upkeep | None = None,
@@ -413,12 +425,26 @@ async def engine(
         limits=limits,
     )
     listings = Listings(links, manifests, tags, **around)  # type: ignore[arg-type]
-    origins = {host: Origin(host, one, tag_policy or TagPolicy()) for host, one in asked.items()}
+    origins = {
+        host: Origin(host, one, tag_policy or TagPolicy(), pass_through=(logins or {}).get(host))
+        for host, one in asked.items()
+    }
     by_project = {one.project: one for one in rules}
     for name in (DEFAULT_PROJECT, *(project.name for project in projects)):
         by_project.setdefault(name, Rules(name))
-    plan = Plan(Routes(frozenset(asked), next(iter(asked)), projects), by_project, Origins(origins))
-    pull = Pull(plan, tags=tags, manifests=manifests, blobs=blobs, listings=listings, links=links, charges=charges)
+    plan = Plan(
+        Routes(frozenset(asked), next(iter(asked)), projects), by_project, Origins(origins), takes_logins=bool(logins)
+    )
+    pull = Pull(
+        plan,
+        tags=tags,
+        manifests=manifests,
+        blobs=blobs,
+        listings=listings,
+        links=links,
+        charges=charges,
+        admissions=Admissions(clock=clock, owner=owner),
+    )
     running = Engine(
         asked, store_, clock, owner, kept, verification, links, manifests, tags, blobs, listings, pull, origins
     )

@@ -220,6 +220,13 @@ class Breakwater(Child):
         assert found is None, f"{found[0]!r} in the log of breakwater, which ends:\n{tail_of(self.log_path)}"
 
 
+class Guarded(Breakwater):
+    """Breakwater where clients log in, as robots or with accounts of an upstream: `/v2/` challenges once it is ready."""
+
+    def is_ready(self) -> bool:
+        return _status(self.port, "/v2/") == 401 and _status(self.admin_port, "/readyz") == 200
+
+
 _ALARMING = re.compile(
     r"Traceback \(most recent call last\)|Task was destroyed|never retrieved|was never awaited"
     r"|Unclosed (client|connector)|ResourceWarning|Segmentation fault"

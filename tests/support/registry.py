@@ -128,8 +128,14 @@ class Guard:
     #: What a token answer says besides the token itself, and under which name the token goes.
     token_key: str = "token"
     token_says: dict[str, Any] = field(default_factory=lambda: {"expires_in": 300})
+    #: Several accounts in the place of `login`, name -> password; nobody without one is turned away at the token realm.
+    accounts: dict[str, str] = field(default_factory=dict)
+    #: With `accounts`: who may read a repository, "" being everybody. One that is not here nobody may.
+    readers: dict[str, set[str]] = field(default_factory=dict)
     #: Tokens that are let in: all that were issued and not revoked.
     valid: set[str] = field(default_factory=set)
+    #: Whose tokens they are, where there are `accounts`.
+    owners: dict[str, str] = field(default_factory=dict)
     #: Lets nobody in, whatever they show.
     refuses_all: bool = False
 
@@ -483,9 +489,28 @@ class ScriptedRegistry:
         scheme, _, shown = request.header("Authorization").partition(" ")
         if guard.refuses_all:
             return False
+        if guard.accounts:
+            return self._is_reader(guard, request, scheme, shown)
         if guard.scheme == "basic":
             return scheme == "Basic" and guard.login is not None and shown == _basic(*guard.login)
         return scheme == "Bearer" and shown in guard.valid
+
+    @staticmethod
+    def _is_reader(guard: Guard, request: Request, scheme: str, shown: str) -> bool:
+        if guard.scheme == "basic":
+            named = [name for name, secret in guard.accounts.items() if shown == _basic(name, secret)]
+            if scheme and not named:
+                return False
+            who = named[0] if named else ""
+        elif scheme == "Bearer" and shown in guard.valid:
+            who = guard.owners[shown]
+        elif scheme:
+            return False
+        else:
+            who = ""
+        found = _V2.fullmatch(request.path)
+        readers = guard.readers.get(found["name"], set()) if found else guard.accounts
+        return "" in readers or (bool(who) and who in readers)
 
     def _challenge(self, request: Request) -> _Answer:
         guard = self.guard
@@ -506,11 +531,13 @@ class ScriptedRegistry:
         if guard is None:
             return _error(404, "UNSUPPORTED", "no tokens here")
         shown = request.header("Authorization").removeprefix("Basic ")
-        if guard.login is not None and shown != _basic(*guard.login):
+        owners = {_basic(name, secret): name for name, secret in guard.accounts.items()}
+        if (guard.login is not None and shown != _basic(*guard.login)) or (owners and shown and shown not in owners):
             return _json(401, {"details": "incorrect username or password"})
         self.n_tokens += 1
         token = f"token-{self.n_tokens}.{self.port}"
         guard.valid.add(token)
+        guard.owners[token] = owners.get(shown, "")
         return _json(200, {guard.token_key: token, **guard.token_says})
 
 

@@ -19,7 +19,19 @@ ROOT = HERE.parent / "proxy"
 
 EVERYTHING = {
     *("errors", "oci", "rules", "ports", "events", "settings", "settings_file", "image_lists", "archives", "clock"),
-    *("engine", "store", "upstream", "web", "telemetry", "service", "fitting", "planning", "reports", "wiring"),
+    *(
+        "engine",
+        "store",
+        "upstream",
+        "web",
+        "telemetry",
+        "service",
+        "fitting",
+        "guests",
+        "planning",
+        "reports",
+        "wiring",
+    ),
     *("alone", "lifecycle", "admin_token", "cli"),
 }
 
@@ -45,7 +57,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Where the token of the admin listener is: servers make it, commands read it.
     "admin_token": {"errors", "settings"},
     # Clients of upstreams, remade on a reload: a part of wiring with a life of its own.
-    "fitting": {"errors", "events", "ports", "rules", "settings", "engine", "upstream"},
+    "fitting": {"errors", "events", "guests", "ports", "rules", "settings", "engine", "upstream"},
+    "guests": {"ports", "engine", "upstream"},
     # Settings as values, and what the running parts say of themselves: both know many parts and start none.
     "planning": {"errors", "ports", "rules", "settings", "engine", "fitting", "image_lists"},
     "reports": {"ports", "settings", "engine", "fitting", "telemetry", "web"},
@@ -69,6 +82,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "telemetry": {"prometheus_client"},
     # The composition root starts the servers and the loop that the others only describe.
     "wiring": {"aiohttp"},
+    "guests": {"cachetools"},
     "reports": {"prometheus_client"},
     "alone": {"uvloop"},
     "lifecycle": {"uvloop"},
@@ -177,6 +191,7 @@ def test_the_graph_has_no_circles() -> None:
         "telemetry",
         "web",
         "service",
+        "guests",
         "fitting",
         "planning",
         "reports",

@@ -238,3 +238,28 @@ async def test_credentials_never_go_upstream(tmp_path: Path) -> None:
                 await running.get(PRIVATE, more=who)
                 await running.get(PUBLIC, more=who)
             assert upstream.requests and not any("authorization" in request.names() for request in upstream.requests)
+
+
+@pytest.mark.parametrize("way", ["Basic", "token"])
+async def test_the_warm_path_is_as_short_with_a_name_as_without(tmp_path: Path, way: str) -> None:
+    """The third manifest with the same secret is answered from ready bytes: nothing is checked, parsed or judged
+    again; and no password is kept. A reload that takes the secret away ends it at once."""
+    async with guarded(tmp_path) as running:
+        shown = basic("ci", SECRET)
+        if way == "token":
+            shown = bearer(await token_for(running, await running.get(PRIVATE), shown))
+        for _ in ("fetched", "here"):
+            assert (await running.get(PRIVATE, more=shown)).status == 200
+        assert len(running.ready) == 1
+        calls = running.engine.pull.manifest
+        running.engine.pull.manifest = None  # type: ignore[assignment, method-assign]  # nobody asks the engine
+        try:
+            assert (await running.get(PRIVATE, more=shown)).body == IMAGE.body
+            assert running.answered[-1].caller == "ci"
+        finally:
+            running.engine.pull.manifest = calls  # type: ignore[method-assign]
+        kept = repr(list(running.ready._answers))
+        assert SECRET not in kept and basic("ci", SECRET)["Authorization"] not in kept
+        assert (await running.get(PRIVATE, more=basic("ci", "bw_wrong"))).status == 401
+        accounts(running, {"ci": Robot("ci", HASHES[1:], frozenset({"team"}))})
+        assert (await running.get(PRIVATE, more=shown)).status == 401

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy.engine.explain import Explain, parsed
+from proxy.engine.origins import PassThrough
 from proxy.errors import BreakwaterError, Denied
 from proxy.oci.digest import Digest
 from proxy.oci.endpoints import ManifestGet, RepositoryPath
@@ -133,6 +134,17 @@ async def test_explain_names_route_project_rules_and_verdict() -> None:
         assert (await explain.of("~nobody/alpine:3.1", "ci"))["verdict"] == "deny"
         with pytest.raises(BreakwaterError, match="no robot is called 'dev'"):
             await explain.of("alpine", "dev")
+
+
+async def test_explain_says_who_decides_where_logins_are_passed_through() -> None:
+    """Upstream does, at the pull; explain asks nobody, and says so."""
+    upstream = FakeUpstream()
+    logins = {"docker.io": PassThrough(lambda _: upstream, 60.0)}
+    async with engine(upstream, projects=TEAM, logins=logins) as running:
+        answer = await explain_of(running).of("alpine:3", "")
+        steps = [(step["owner"], step["rule"], step["result"]) for step in answer["steps"]]
+        assert ("upstream 'docker.io'", "pass_through", "passes") in steps
+        assert not upstream.asked
 
 
 @pytest.mark.parametrize(

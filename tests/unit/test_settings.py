@@ -10,6 +10,7 @@ import pytest
 from proxy.errors import InvalidSettings
 from proxy.oci.names import SourceHost
 from proxy.rules.globs import Glob
+from proxy.rules.secret_hash import SecretHash
 from proxy.settings import (
     FOREVER,
     Amount,
@@ -246,6 +247,13 @@ def test_a_place_outside_a_file_has_no_line() -> None:
 # -- contradictions ----------------------------------------------------------------------------------------------------
 
 
+ROBOT = f"""
+[robots.ci]
+secret_hash = "{SecretHash.of("bw_ci", bytes(16)).text}"
+projects = ["a"]
+"""
+
+
 def _upstream(extra: str, host: str = "docker.io") -> str:
     return f'[upstreams."{host}"]\nurl = "https://x.test"\n{extra}\n'
 
@@ -361,6 +369,31 @@ def _upstream(extra: str, host: str = "docker.io") -> str:
         ),
         pytest.param(
             '[projects.a]\nallow = ["**", "quay.io/**"]', "projects.a.allow (entry 2)", "matches nothing", id="allow"
+        ),
+        pytest.param(
+            _upstream("pass_through = true") + f'[projects.a]\naccess = "ci"\n{ROBOT}',
+            'upstreams."docker.io".pass_through',
+            "and robots.ci exclude each other",
+            id="robots and pass_through",
+        ),
+        pytest.param(
+            _upstream("pass_through = true\nsealed = true"),
+            'upstreams."docker.io".pass_through',
+            "lets nobody ask docker.io",
+            id="sealed and pass_through",
+        ),
+        pytest.param(
+            "[server]\nsealed = true\n" + _upstream("pass_through = true"),
+            'upstreams."docker.io".pass_through',
+            "server.sealed lets nobody ask",
+            id="all sealed and pass_through",
+        ),
+        pytest.param(
+            _upstream("pass_through = true")
+            + '[projects.a]\nupstream = "docker.io"\ncredentials = { username = "u", password = "p" }',
+            "projects.a.credentials",
+            "in the place of the client's own login",
+            id="a project's credentials and pass_through",
         ),
         pytest.param('[projects.default]\npath = "x"', "projects.default.path", "no path", id="default's path"),
         pytest.param('[projects.default]\nmatch = "**"', "projects.default.match", "no match", id="default's match"),

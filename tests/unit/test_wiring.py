@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from proxy.engine.limits import ProjectLimits
 from proxy.oci.endpoints import RepositoryPath
 from proxy.planning import plan_of
 from proxy.settings import Settings, parse
@@ -23,7 +22,6 @@ from proxy.telemetry.log import EventLog, LineWriter
 from proxy.wiring import Appliance
 from tests.support import images
 from tests.support.appliance import Answer, ask
-from tests.support.clock import ManualClock
 from tests.support.registry import Guard, ScriptedRegistry
 
 IMAGE = images.image(12, (3 * images.MIB, 400_000))
@@ -219,7 +217,7 @@ def test_settings_become_routes_rules_and_origins(tmp_path: Path) -> None:
         },
         policy={"deny": [f"sha256:{'0' * 64}"], "unmatched": "deny"},
     )
-    plan = plan_of(wanted, {"docker.io": _Nobody()}, ProjectLimits(ManualClock()))  # type: ignore[dict-item]
+    plan = plan_of(wanted, {"docker.io": _Nobody()}, {})  # type: ignore[dict-item]
     assert set(plan.rules) == {"default", "platform", "empty"}
     assert plan.rules["default"].closed and not plan.rules["platform"].closed
     assert all(len(rules.policy_deny) == 1 for rules in plan.rules.values())

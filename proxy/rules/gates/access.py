@@ -7,7 +7,7 @@ same in status, body, headers and in the work they cause upstream (INV-8).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from proxy.errors import Denied, Unauthenticated
 from proxy.rules.secret_hash import SecretHash
@@ -19,11 +19,32 @@ EVERYBODY = "anonymous"
 
 
 @dataclass(frozen=True, slots=True)
+class Login:
+    """A name and secret that a client showed for an upstream that judges them itself (`pass_through`).
+
+    `mark` stands for the two in tables and logs: a keyed hash, of no use to anybody else.
+    """
+
+    mark: str
+    username: str = field(repr=False)
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. `robot` is "" for anybody; `is_operator` for work that an operator of this very process began."""
+    """Who asks. `robot` is "" for anybody; `is_operator` for work that an operator of this very process began.
+
+    `login` is what the client showed where logins are passed through, None for nothing.
+    """
 
     robot: str = ""
     is_operator: bool = False
+    login: Login | None = None
+
+    @property
+    def name(self) -> str:
+        """The word for the log, which never tells a name or secret that is not ours: "" for anybody."""
+        return self.robot or (f"login:{self.login.mark[:12]}" if self.login is not None else "")
 
 
 ANONYMOUS = Caller()
