@@ -33,7 +33,7 @@ class Bug:
     tests: str
 
 
-_FAULTS = "tests/fault/test_store_faults.py -k cut_breaks_a_promise or sync or hole or failed_write"
+_FAULTS = "tests/fault/test_store_faults.py -k cut_breaks_a_promise or failed_fsync or failed_write or behind_the_writer"
 _HOSTILE = "tests/fault/test_store_hostile.py -k set_aside or damaged or place"
 _LIVES = "tests/fault/test_store_lives.py"
 _BLOBS = "tests/contract/test_blob_store.py"
@@ -263,7 +263,7 @@ def caught_by(bug: Bug) -> str:
         file, _, words = bug.tests.partition(" -k ")
         selected = [file, "-k", words] if words else [file]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "--timeout=60", "-p", "no:cacheprovider", *selected],
+            [sys.executable, "-m", "pytest", "-x", "-q", "--timeout=300", "-p", "no:cacheprovider", *selected],
             cwd=tree,
             env={**os.environ, "PYTHONPATH": folder, "HYPOTHESIS_PROFILE": "quick"},
             capture_output=True,
