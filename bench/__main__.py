@@ -12,9 +12,10 @@ import tempfile
 from pathlib import Path
 
 from bench import million, report, work
+from bench.restart import restart
 from bench.work import Bench, Ledger
 
-WORKS = ("P1", "P2", "P3", "P4", "P5", "P6", "P7", "DISK", "TLS")
+WORKS = ("P1", "P2", "P3", "P4", "P5", "P6", "P7", "DISK", "TLS", "START")
 
 _EACH_ROUND = {
     "P1": work.p1,
@@ -24,6 +25,7 @@ _EACH_ROUND = {
     "P7": work.p7,
     "DISK": work.disk,
     "TLS": work.tls,
+    "START": restart,
 }
 
 

@@ -93,6 +93,7 @@ TARGETS = [
     Target("P7", "beside 64 streams: p99 ms", 50, True, lambda m: m("P7", "beside 64", "p99 ms")),
     Target("DISK", "a manifest beside 8 cold readers: p99 ms", 50, True, lambda m: m("DISK", "manifest", "p99 ms")),
     Target("DISK", "a small blob beside 8 cold readers: p99 ms", 50, True, lambda m: m("DISK", "small blob", "p99 ms")),
+    Target("START", "after kill -9: first hits s", 2.0, True, lambda m: m("START", "after kill -9", "first hits s")),
 ]  # fmt: skip
 
 

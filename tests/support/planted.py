@@ -33,7 +33,9 @@ class Bug:
     tests: str
 
 
-_FAULTS = "tests/fault/test_store_faults.py -k cut_breaks_a_promise or failed_fsync or failed_write or behind_the_writer"
+_FAULTS = (
+    "tests/fault/test_store_faults.py -k cut_breaks_a_promise or failed_fsync or failed_write or behind_the_writer"
+)
 _HOSTILE = "tests/fault/test_store_hostile.py -k set_aside or damaged or place"
 _LIVES = "tests/fault/test_store_lives.py"
 _BLOBS = "tests/contract/test_blob_store.py"
@@ -243,7 +245,7 @@ BUGS: tuple[Bug, ...] = (
         "proxy/engine/transfers.py",
         "            if not waiter.done():\n                waiter.set_result(None)\n",
         "            if waiter.done():\n                break\n            waiter.set_result(None)\n",
-        "tests/property/test_transfers.py",
+        "tests/unit/test_doorbell.py",
     ),
 )
 
