@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import traceback
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,8 @@ from proxy.upstream.credentials.static import StaticCredentials
 from proxy.upstream.policy import UpstreamPolicy
 from proxy.upstream.targets import Targets
 from proxy.upstream.wire import Wire
+from tests.support import images
+from tests.support.appliance import appliance
 from tests.support.registry import Guard, ScriptedRegistry, Twist, redirect
 from tests.support.upstream import ALPINE, Asking, asking
 
@@ -397,6 +402,23 @@ async def test_environment_sends_us_nowhere(
             assert await fetched(asked) == CONTENT
         assert trap.n_connections == 0
     assert "authorization" not in registry.requests[0].names()
+
+
+async def test_urls_of_foreign_layers_are_followed_by_nobody(registry: ScriptedRegistry, tmp_path: Path) -> None:
+    """INV-7, CVE-2020-15157: an image whose layers are to be had elsewhere is served, and elsewhere hears nothing."""
+    image = images.image(8, (5000, 6000))
+    document = json.loads(image.body)
+    async with ScriptedRegistry(Twist(status=200, body=CONTENT)) as trap:
+        for number, layer in enumerate(document["layers"]):
+            layer["urls"] = [f"{trap.url}/{number}", f"http://localhost:{trap.port}/"]
+        document["layers"][1]["digest"] = absent = str(Digest.of(b"only elsewhere"))
+        registry.put(str(ALPINE), replace(image, body=json.dumps(document).encode()), "1")
+        async with appliance(registry, tmp_path, policy={"allow_private": True}) as serves:
+            assert (await serves.get("/v2/library/alpine/manifests/1")).status == 200
+            told = [await serves.get(f"/v2/library/alpine/blobs/{layer['digest']}") for layer in document["layers"]]
+            assert [answer.status for answer in told] == [200, 404]
+            assert (await serves.get(f"/v2/library/alpine/blobs/{absent}", method="HEAD")).status == 404
+        assert trap.n_connections == 0
 
 
 async def test_refusal_is_told_to_each_of_many(registry: ScriptedRegistry) -> None:
