@@ -42,7 +42,7 @@ MOST_LOOKED_AT = 2_000
 #: that are microseconds since 1970: when a file was written of whose use nothing is known.
 _KNOWN, _NOW = 1 << 60, 1 << 61
 #: Entries put in order by age in one step.
-_STEP = 4_000
+_STEP = 1_000
 _NOT_STORED = -1
 
 
@@ -130,22 +130,27 @@ class Ledger:
 
     def batches(self, n: int) -> Iterator[list[tuple[Digest, int]]]:
         """The same, `n` at a time. What is touched meanwhile may come twice, what is dropped may have come already."""
-        reached = 0
         after = self._ring.after
         number = after[0]
         while number:
             batch: list[tuple[Digest, int]] = []
+            places: list[tuple[int, int]] = []
             while number and len(batch) < n:
                 batch.append((self._digest(number), self._sizes[number]))
-                reached = self._used[number]
-                last, number = number, after[number]
+                places.append((number, self._used[number]))
+                number = after[number]
             yield batch
-            if self._number(batch[-1][0]) == last and self._used[last] == reached:
-                number = after[last]
-            else:  # it moved or went: go on behind what is as old
-                number = after[0]
-                while number and self._used[number] <= reached:
-                    number = after[number]
+            number = self._behind(places)
+
+    def _behind(self, places: list[tuple[int, int]]) -> int:
+        """What follows the last of these that is where it was: numbers, and when they were used."""
+        for number, used in reversed(places):
+            if self._used[number] == used and self._sizes[number] != _NOT_STORED:
+                return self._ring.after[number]
+        number = self._ring.after[0]  # all of them moved or went: go on behind what is as old
+        while number and self._used[number] <= places[-1][1]:
+            number = self._ring.after[number]
+        return number
 
     # -- room ---------------------------------------------------------------------------------------------------------
 
