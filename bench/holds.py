@@ -24,7 +24,8 @@ from proxy.rules.ledger import Ledger
 from proxy.store.disk import DiskStore
 
 N_EVICTED = 10_000
-CAPACITY = 1 << 40
+#: More than a million small blobs take, and little enough to be promised on any disk that holds them.
+CAPACITY = 8 << 30
 
 
 class Holds:
