@@ -11,11 +11,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import million, report, work
+from bench import million, report, starts, work
 from bench.restart import restart
 from bench.work import Bench, Ledger
 
-WORKS = ("P1", "P2", "P3", "P4", "P5", "P6", "P7", "DISK", "TLS", "START")
+WORKS = ("P1", "P2", "P3", "P4", "P5", "P6", "P7", "DISK", "S", "TLS", "START")
 
 _EACH_ROUND = {
     "P1": work.p1,
@@ -24,6 +24,7 @@ _EACH_ROUND = {
     "P6": work.p6,
     "P7": work.p7,
     "DISK": work.disk,
+    "S": starts.both,
     "TLS": work.tls,
     "START": restart,
 }

@@ -94,6 +94,8 @@ TARGETS = [
     Target("DISK", "a manifest beside 8 cold readers: p99 ms", 50, True, lambda m: m("DISK", "manifest", "p99 ms")),
     Target("DISK", "a small blob beside 8 cold readers: p99 ms", 50, True, lambda m: m("DISK", "small blob", "p99 ms")),
     Target("START", "after kill -9: first hits s", 2.0, True, lambda m: m("START", "after kill -9", "first hits s")),
+    Target("S1", "start to first answer: s", 1.0, True, lambda m: m("S1", "first answer", "seconds")),
+    Target("S2", "breakwater --help: s", 0.5, True, lambda m: m("S2", "breakwater --help", "seconds")),
 ]  # fmt: skip
 
 
