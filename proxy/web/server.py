@@ -282,9 +282,27 @@ class Connection(web.RequestHandler):
 
     def finish(self) -> None:
         """Close now when idle, else after the answer that is running. A first request on its way is waited for."""
-        is_unheard = self._request_count == 0 and not self._messages
-        if is_unheard and self._first_request_timer is None:
-            self._first_request_timer = self._loop.call_later(self._server.limits.first_request_s, self.finish)
+        if self._first_request_timer is not None:
+            return  # told before: a connection that is made while the port closes hears of it twice
+        if self._request_count == 0 and not self._messages:
+            self._await_first_request()
+        elif self.is_idle:
+            self.force_close()
+        else:
+            self.close()
+
+    def _await_first_request(self) -> None:
+        self._first_request_timer = self._loop.call_later(
+            self._server.limits.first_request_s, self._on_first_request_deadline
+        )
+
+    def _on_first_request_deadline(self) -> None:
+        self._first_request_timer = None
+        transport = self.transport
+        if transport is None:
+            return
+        if self.is_idle and _unread(transport):
+            self._await_first_request()  # it is here, and we are late: timers run before sockets are read
         elif self.is_idle:
             self.force_close()
         else:
@@ -468,10 +486,19 @@ class Connection(web.RequestHandler):
 
 def _unacknowledged(transport: asyncio.BaseTransport) -> int:
     """Bytes the kernel has not got rid of yet (SIOCOUTQ)."""
+    return _queued(transport, termios.TIOCOUTQ)
+
+
+def _unread(transport: asyncio.BaseTransport) -> int:
+    """Bytes that have come and that nobody has read yet (SIOCINQ)."""
+    return _queued(transport, termios.FIONREAD)
+
+
+def _queued(transport: asyncio.BaseTransport, which: int) -> int:
     connection = transport.get_extra_info("socket")
     queued = array.array("i", [0])
     try:
-        fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, queued)
+        fcntl.ioctl(connection.fileno(), which, queued)
     except OSError:
         return 0
     return queued[0]

@@ -305,3 +305,22 @@ async def test_a_first_request_that_is_on_its_way_is_answered_when_the_port_clos
     writer.close()
     await writer.wait_closed()
     await closing
+
+
+async def test_a_connection_that_hears_of_the_stop_twice_is_waited_for_as_well() -> None:
+    """One that is taken from the queue in the very turn in which the stop begins does, and its request is on its way."""
+    server = DataServer(hello, log=LOG)
+    await server.start(["127.0.0.1:0"])
+    host, _, port = server.addresses[0].rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    while server.n_connections == 0:
+        await asyncio.sleep(0)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(2):
+            group.create_task(server.aclose(5.0))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        writer.write(get())
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        writer.close()
+        await writer.wait_closed()
