@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import http.client
 import json
+import random
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.interop.conftest import upstreams_at
+from tests.support.clients import TEST_HOST
 from tests.support.crowd import Visit, visit_all
-from tests.support.images import KIB, MIB, Blob, Image, image, manifest
+from tests.support.images import KIB, MIB, Blob, Image, artifact, image, manifest
 from tests.support.origin import Origin
 from tests.support.process import Breakwater, eventually
 from tests.support.relay import Relay
@@ -92,6 +95,99 @@ def test_a_manifest_from_the_ready_table_is_counted_and_logged_like_any_other(
     assert {(line["status"], line["bytes"], line["remote"]) for line in lines()} == {
         (200, len(pushed.body), "127.0.0.1")
     }
+
+
+#: Of the mixed run. Issue 7 says how many.
+N_MIXED = 10_000
+#: Clients at once: as many as keep the origin busy, and few enough that it is not what is measured.
+_AT_ONCE = 100
+
+
+def _kind(target: str) -> str:
+    """What a line of the origin's log is about, in the words of our metric."""
+    path = target.partition("?")[0]
+    words = {"manifests": "manifest", "blobs": "blob", "tags": "tags", "referrers": "referrers"}
+    return next((ours for theirs, ours in words.items() if f"/{theirs}/" in path), "base")
+
+
+def _mixed(pushed: dict[str, Image], chance: random.Random) -> list[Visit]:
+    """Tags, digests, blobs, ranges, lists, referrers and what is not there, by GET and HEAD, through both upstreams."""
+    absent = "sha256:" + "f" * 64
+    visits: list[Visit] = []
+    for _ in range(N_MIXED):
+        repository, wanted = chance.choice(list(pushed.items()))
+        blob = chance.choice(wanted.all_blobs())
+        headers: dict[str, str] = {}
+        leave_after = None
+        what = chance.choices(
+            ["tag", "digest", "blob", "range", "leaver", "absent tag", "absent blob", "list", "referrers", "no name"],
+            [20, 20, 25, 10, 3, 6, 4, 5, 5, 2],
+        )[0]
+        path = {
+            "tag": "manifests/1",
+            "digest": f"manifests/{wanted.digest}",
+            "absent tag": f"manifests/absent{chance.randrange(40)}",
+            "absent blob": f"blobs/{absent}",
+            "list": "tags/list?n=5",
+            "referrers": f"referrers/{wanted.digest}",
+            "no name": "manifests/latest",
+        }.get(what, f"blobs/{blob.digest}")
+        if what == "range":
+            first = chance.randrange(len(blob.content))
+            headers["Range"] = f"bytes={first}-{chance.choice(['', str(first + 99)])}"
+        elif what == "leaver":
+            leave_after = 1
+        method = "GET" if leave_after or chance.random() < 0.75 else "HEAD"
+        name = f"{repository}-nowhere" if what == "no name" else repository
+        prefix = chance.choice(["", f"{TEST_HOST}/"])
+        visits.append(Visit(f"/v2/{prefix}{name}/{path}", headers, method, leave_after))
+    return visits
+
+
+def _our_counts(breakwater: Breakwater) -> Counter[tuple[str, str]]:
+    counted: Counter[tuple[str, str]] = Counter()
+    for kind, status, value in _SAMPLE.findall(breakwater.admin("/metrics")):
+        counted[kind, status] += int(float(value))
+    return counted
+
+
+def test_upstream_counters_agree_after_ten_thousand_mixed_requests(scratch: Path) -> None:
+    """Issue 7: every kind of request, cold and warm, a hundred at a time, tags that are fresh and tags that are asked
+    about each time: what `/metrics` counts of upstream is what the origin logged, by kind and status, and what the
+    origin's own metrics count; and every blob came once.
+    """
+    settings: dict[str, Any] = upstreams_at("")
+    with Origin(scratch / "mixed-origin") as origin:
+        pushed = {f"library/mixed{n}": image(900 + n, (6 * KIB, 200 * KIB)) for n in range(30)}
+        for number, (repository, wanted) in enumerate(pushed.items()):
+            origin.push(repository, "1", wanted)
+            if number % 3 == 0:
+                origin.push(repository, None, artifact(wanted, "text/plain", b"%d" % number))
+        settings["upstreams"]["docker.io"] = {"url": origin.url}
+        settings["upstreams"][TEST_HOST] = {"url": origin.url, "tag_ttl": "0s", "negative_ttl": "0s"}
+        n_before = len(origin.requests())
+        handled_before = origin.handled()
+        with Breakwater(scratch / "mixed", settings) as breakwater:
+            visits = _mixed(pushed, random.Random(7))
+            for begin in range(0, N_MIXED, _AT_ONCE):
+                visit_all(breakwater.port, visits[begin : begin + _AT_ONCE])
+            assert {visit.status for visit in visits} == {200, 206, 404}
+            assert {visit.end for visit in visits} == {"whole", "left"}
+
+            eventually(lambda: breakwater.status()["transfers"] == [], "what leavers left behind has come to its end")
+            logged = origin.requests()[n_before:]
+            counted = _our_counts(breakwater)
+            assert counted == Counter((_kind(each.target), str(each.status)) for each in logged)
+            assert counted.total() > 1000, "and there was something to count"
+
+            handled: Counter[tuple[str, str]] = Counter()
+            for (handler, method, status), n in (origin.handled() - handled_before).items():
+                handled[handler, status] += n
+                if (handler, method, status) == ("blob", "get", "200"):
+                    assert n == sum(len(each.all_blobs()) for each in pushed.values()), "each blob came once"
+            # Of referrers this registry knows nothing, and its metrics have no name for a route that is not there.
+            assert handled == Counter({key: n for key, n in counted.items() if key[0] != "referrers"})
+            breakwater.stop_cleanly()
 
 
 def test_status_tells_hits_from_coalesced_from_misses(origin: Origin, scratch: Path) -> None:

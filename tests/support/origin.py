@@ -104,12 +104,20 @@ class Origin(Child):
 
         Args: `handler` is base, tags, manifest or blob; `method` is lower case. Counted since it was last started.
         """
+        return sum(
+            n
+            for (its_handler, its_method, _), n in self.handled().items()
+            if (its_handler, its_method) == (handler, method)
+        )
+
+    def handled(self) -> Counter[tuple[str, str, str]]:
+        """Its own metrics: requests by handler, method and status, once none is in flight. As `n_requests` counts."""
         self.settle()
-        counts: Counter[tuple[str, str]] = Counter()
+        counts: Counter[tuple[str, str, str]] = Counter()
         for name, labels, value in self._samples():
             if name == "requests_total":
-                counts[labels["handler"], labels["method"]] += int(float(value))
-        return counts[handler, method]
+                counts[labels["handler"], labels["method"], labels["code"]] += int(float(value))
+        return counts
 
     def requests(self) -> list[Request]:
         """Every request that ever reached it, from its access log, once none is in flight."""
