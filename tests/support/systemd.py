@@ -29,6 +29,8 @@ over() {
     mount -t overlay overlay -o lowerdir=$1,upperdir=/run/over/$2/up,workdir=/run/over/$2/work $1
 }
 set -e
+# As on a machine that has booted with systemd; without it the credentials of LoadCredential= are mounted for nobody.
+mount --make-rshared /
 over /etc etc
 over /var/lib lib
 mkdir -p /opt && mount -t tmpfs -o mode=0755 tmpfs /opt
