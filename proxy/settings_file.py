@@ -43,13 +43,16 @@ def load(
 
 
 def default_store(environ: Mapping[str, str] = os.environ) -> Path:
-    """The store of somebody who configured none: in the user's cache folder (XDG Base Directory Specification)."""
-    named = environ.get("XDG_CACHE_HOME", "")
+    """Where the store of somebody who configured none is: the user's cache folder (XDG Base Directory Specification).
+
+    A store makes a folder `breakwater` of its own there, so its files are in ~/.cache/breakwater. Where 0.1.0 made one
+    folder more, that store is used on.
+    """
+    named, home = environ.get("XDG_CACHE_HOME", ""), environ.get("HOME")
     # The specification says that a relative path in the variable is to be ignored.
-    if named.startswith("/"):
-        return Path(named, "breakwater")
-    home = environ.get("HOME")
-    return Path(home, ".cache", "breakwater") if home else Path("/var/cache/breakwater")
+    cache = Path(named) if named.startswith("/") else Path(home, ".cache") if home else Path("/var/cache")
+    older = cache / "breakwater"
+    return older if (older / "breakwater").is_dir() else cache
 
 
 def _file(config: str | None, environ: Mapping[str, str]) -> Layer | None:

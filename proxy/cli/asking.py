@@ -45,7 +45,7 @@ def ask(address: Address, path: str) -> Any:
         raise NoAnswer(f"no answer from {address}: {why}; is it running, with these settings?") from error
     finally:
         connection.close()
-    if response.status == 400 and (said := _said(body)):
+    if response.status in (400, 404) and (said := _said(body)):
         raise Refused(said)
     if response.status != 200:
         raise NoAnswer(f"{address} answered {response.status} to {path}; is that the admin listener of a Breakwater?")

@@ -202,9 +202,9 @@ def _contents(path: Path) -> bytes:
 
 
 def _say_written(contents: bytes, names: list[Path], n_bytes: int, as_json: bool) -> None:
-    from proxy.cli.status_text import size
     from proxy.oci.digest import Digest
     from proxy.oci.layout import Contents
+    from proxy.spelled import size
 
     read = Contents.parse(contents)
     if as_json:
@@ -288,7 +288,9 @@ def _take_one(settings: Any, bundle: Any, terms: Any, each: Each) -> dict[str, A
     if not talking.serves(settings):
         return alone.carry(settings, lambda freight: freight.take(_in_thread(bundle.pieces()), terms, each))
     asked = {"contents": terms.contents, "signed_by": terms.signed_by, "name": terms.name, "project": terms.project}
-    query = urlencode({key: str(value) for key, value in asked.items() if value} | ({"pin": "1"} if terms.pin else {}))
+    query = urlencode(
+        {key: str(value) for key, value in asked.items() if value} | ({"pin": "true"} if terms.pin else {})
+    )
     headers = {"Content-Type": "application/x-tar"}
     return talking.told(settings, f"/api/v1/import?{query}", bundle.pieces(), headers, each)
 
@@ -368,7 +370,7 @@ def _text(name: str) -> str:
 
 def _finish(report: Mapping[str, Any], as_json: bool) -> None:
     """Print the report, and end with 1 when something is missing."""
-    from proxy.cli.status_text import size
+    from proxy.spelled import size
 
     if as_json:
         click.echo(json.dumps(report, indent=2, ensure_ascii=False))
@@ -414,7 +416,7 @@ class _Progress:
         if self._bars is not None:
             self._draw(step)
         elif not self._is_quiet and step.get("what") in ("resolved", "done", "missing"):
-            from proxy.cli.status_text import size
+            from proxy.spelled import size
 
             what, n_bytes = str(step["what"]), int(step.get("of_bytes") or 0)
             click.echo(

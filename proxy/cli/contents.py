@@ -44,10 +44,10 @@ def ls(config: str | None, words: tuple[str, ...], project: str, limit: int, as_
         answer = asking.ask(settings.server.admin_listen, f"/api/v1/images?{urlencode(asked)}")
     else:
         from proxy import alone
-        from proxy.web import operations
+        from proxy.web import documents, operations
 
         async def search(seen: Seen) -> Mapping[str, Any]:
-            return (await operations.search(seen, operations.Search(**asked))).model_dump()
+            return (await operations.search(seen, documents.Search(**asked))).model_dump()
 
         answer = alone.look(settings, search)
     if as_json:
@@ -57,7 +57,7 @@ def ls(config: str | None, words: tuple[str, ...], project: str, limit: int, as_
 
 
 def _show(answer: Mapping[str, Any]) -> None:
-    from proxy.cli.status_text import size
+    from proxy.spelled import size
 
     for one in answer["images"]:
         name = f"{one['upstream']}/{one['repository']}"
@@ -97,10 +97,10 @@ def purge(config: str | None, what: str, project: str, dry_run: bool, as_json: b
         report = talking.fetched(settings, "/api/v1/purge", json.dumps(asked).encode(), lambda _: None)
     else:
         from proxy import alone
-        from proxy.web import operations
+        from proxy.web import documents, operations
 
         async def work(seen: Seen) -> Mapping[str, Any]:
-            return (await operations.take_out(seen, operations.ToPurge(**asked))).model_dump()
+            return (await operations.take_out(seen, documents.ToPurge(**asked))).model_dump()
 
         report = alone.look(settings, work)
     assert report is not None
@@ -111,7 +111,7 @@ def purge(config: str | None, what: str, project: str, dry_run: bool, as_json: b
 
 
 def _tell(report: Mapping[str, Any]) -> None:
-    from proxy.cli.status_text import size
+    from proxy.spelled import size
 
     for tag in report["tags"]:
         click.echo(tag)

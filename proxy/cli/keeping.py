@@ -50,7 +50,7 @@ def verify(config: str | None, as_json: bool, repair: bool) -> None:
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
-        from proxy.cli.status_text import size
+        from proxy.spelled import size
 
         for digest, came in report["rotten"].items():
             click.echo(_plain(f"rotten      {digest}  {came or 'quarantined; the next pull fetches it again'}"))
@@ -77,7 +77,7 @@ def pins(config: str | None, as_json: bool) -> None:
     References that were pinned by prefetch --pin, import --pin or the list of [prefetch], with what they keep.
     """
     from proxy.cli import asking, talking
-    from proxy.cli.status_text import size
+    from proxy.spelled import size
 
     settings = _load(config).settings
     if talking.serves(settings):
@@ -113,7 +113,7 @@ def unpin(config: str | None, references: tuple[str, ...], project: str, as_json
     What the list of [prefetch] names is pinned again at its next run.
     """
     from proxy.cli import talking
-    from proxy.cli.status_text import size
+    from proxy.spelled import size
 
     settings = _load(config).settings
     gone: list[Mapping[str, Any]] = []

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 import click
 
 from proxy.cli import FAILED, _config, _load
+from proxy.spelled import size
 
 #: What a secret begins with, so that scanners for leaked secrets can know one.
 SECRET_PREFIX = "bw_"
@@ -168,8 +169,8 @@ def du(config: str | None, admin_listen: str | None, as_json: bool, recount: boo
         rows.append(
             (
                 one["project"],
-                _size(one["used_bytes"]),
-                "-" if quota is None else f"{_size(quota)} ({one['used_bytes'] / quota:.0%})",
+                size(one["used_bytes"]),
+                "-" if quota is None else f"{size(quota)} ({one['used_bytes'] / quota:.0%})",
                 str(one["blobs"]),
                 "-" if quota is None else one["on_full"],
             )
@@ -179,21 +180,14 @@ def du(config: str | None, admin_listen: str | None, as_json: bool, recount: boo
         click.echo("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
     store = answer["store"]
     click.echo(
-        f"\nlogical {_size(store['logical_bytes'])}, physical {_size(store['physical_bytes'])} of "
-        f"{_size(store['capacity_bytes'])} in {store['blobs']} blobs"
+        f"\nlogical {size(store['logical_bytes'])}, physical {size(store['physical_bytes'])} of "
+        f"{size(store['capacity_bytes'])} in {store['blobs']} blobs"
     )
     for drift in answer["drift"]:
         click.echo(
             f"repaired: project {drift['project']} paid for {drift['gone']} blobs that are gone and {drift['resized']} "
-            f"at a wrong size, {_size(drift['bytes'])}"
+            f"at a wrong size, {size(drift['bytes'])}"
         )
-
-
-def _size(n_bytes: int) -> str:
-    for unit, power in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if n_bytes >= 1 << power:
-            return f"{n_bytes / (1 << power):.1f} {unit}"
-    return f"{n_bytes} B"
 
 
 def _recounted(config: str | None, admin_listen: str | None) -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from proxy.spelled import duration, size
+
 OUTCOMES = ("hit", "coalesced", "miss", "stale", "denied", "failed")
 
 #: A digest's first signs are enough to tell transfers apart, and a line stays a line.
@@ -96,21 +98,3 @@ def _table(rows: Sequence[Sequence[str]], *, right: Sequence[int]) -> Iterator[s
 def _plain(text: str) -> str:
     """Text without control characters: an upstream's error may carry a terminal's commands."""
     return "".join(sign if sign.isprintable() else "�" for sign in text)
-
-
-def size(n_bytes: float) -> str:
-    """Bytes for people: three digits that mean something, in powers of two."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" or n_bytes >= 100 else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.1f} TiB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: `42 s`, `3 m 20 s`, `5 h 2 m`, `12 d 3 h`."""
-    whole = int(seconds)
-    for unit, n, smaller, n_smaller in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
-        if whole >= n:
-            return f"{whole // n} {unit} {whole % n // n_smaller} {smaller}"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"

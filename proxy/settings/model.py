@@ -199,8 +199,8 @@ class Store(Section):
     """The one directory on disk."""
 
     path: Path = setting(
-        instead="`$XDG_CACHE_HOME/breakwater`, else `~/.cache/breakwater`",
-        what="The store's directory.",
+        instead="`$XDG_CACHE_HOME`, else `~/.cache`",
+        what="Where the store is: in a folder `breakwater` that it makes here, for itself alone.",
         why="Nothing under it is precious: all of it can be pulled again.",
     )
     capacity: Amount = setting(

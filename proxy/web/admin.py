@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from proxy.web.api import PREFIX, Operation, failed, openapi
+from proxy.web.api import PREFIX, LongWork, Operation, failed, openapi
 from proxy.web.guard import Guard, Refusal
 
 #: What /readyz says besides its status: a word for people and scripts, then a sentence or "".
@@ -73,25 +73,21 @@ class Admin:
         *,
         probes: Probes,
         guard: Guard,
-        operations: Iterable[Operation] = (),
-        also: Iterable[web.RouteDef] = (),
-        described: Mapping[str, Any] | None = None,
+        operations: Iterable[Operation | LongWork] = (),
         pages: Pages | None = None,
         version: str = "",
     ) -> None:
-        """`also`: routes of other rooms, below /api/v1/; `described`: how the OpenAPI document shows them."""
+        """`operations`: all that is below /api/v1/, and so all that the document there describes."""
         self._probes = probes
         self._guard = guard
         self._operations = tuple(operations)
-        self._also = tuple(also)
-        self._described = described or {}
         self._pages = pages
         self._version = version
 
     def app(self) -> web.Application:
         """The application."""
         app = web.Application(middlewares=[self._guarded, _plain_errors])
-        app.add_routes([*self._probes.routes(), *(each.route() for each in self._operations), *self._also])
+        app.add_routes([*self._probes.routes(), *(each.route() for each in self._operations)])
         app.router.add_get(PREFIX + "openapi.json", self._document)
         if self._pages is not None:
             app.add_routes(self._pages.routes())
@@ -99,7 +95,7 @@ class Admin:
 
     async def _document(self, _: web.Request) -> web.Response:
         """What can be asked here, for programs that make clients of it."""
-        return web.json_response(openapi(self._operations, self._described, self._version))
+        return web.json_response(openapi(self._operations, self._version))
 
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:

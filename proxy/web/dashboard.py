@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from pydantic import ValidationError
 
-from proxy import __version__
+from proxy import __version__, spelled
 from proxy.engine.orders import Orders
 from proxy.errors import BreakwaterError
-from proxy.web import spelled
 from proxy.web.api import status_of
+from proxy.web.documents import MAX_CHARS, Few, Search, ToPurge
 from proxy.web.guard import Refusal, is_unix
-from proxy.web.operations import MAX_CHARS, Few, Search, Seen, ToPurge, look_at, operations, take_out
+from proxy.web.operations import Seen, look_at, operations, take_out
 
 if TYPE_CHECKING:
     from jinja2 import Environment

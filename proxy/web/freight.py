@@ -9,28 +9,89 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from aiohttp import ClientPayloadError, web
+from pydantic import BeforeValidator, Field
 
 from proxy.engine.freight import Freight, Order
 from proxy.engine.intake import Terms
-from proxy.errors import BadRequest, BreakwaterError
+from proxy.errors import BadArchive, BadRequest, BreakwaterError, UnknownManifest
 from proxy.oci.digest import Digest
 from proxy.oci.layout import Contents
-from proxy.web.errors import answer
+from proxy.web.api import Document, LongWork
+from proxy.web.documents import MAX_CHARS
 
 #: An order of many thousands of references.
 MAX_ORDER_BYTES = 16 << 20
 
+#: What the document says of lines.
+LINES: Mapping[str, Any] = {
+    "application/x-ndjson": {
+        "schema": {"type": "string", "description": "Objects with an `event`: `step`, then one `report` or `error`."}
+    }
+}
+_BUNDLE: Mapping[str, Any] = {
+    "application/x-tar": {"schema": {"type": "string", "format": "binary"}},
+    "application/json": {"schema": {"type": "object", "description": "A report of what is missing for a bundle."}},
+}
 
-def routes(freight: Freight) -> list[web.RouteDef]:
-    """For the admin application."""
+_PLATFORM = "[A-Za-z0-9_]*[A-Za-z0-9][A-Za-z0-9_]*"
+_PLATFORMS = f"^(all|{_PLATFORM}(/{_PLATFORM}){{1,2}}(,{_PLATFORM}(/{_PLATFORM}){{1,2}})*)$"
+_DIGEST = "^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$"
+
+DigestText = Annotated[str, Field(pattern=_DIGEST)]
+# 1.0 is an integer to JSON Schema.
+Size = Annotated[
+    int, Field(ge=0, lt=1 << 63), BeforeValidator(lambda n: int(n) if type(n) is float and n.is_integer() else n)
+]
+# Without the word the document would allow names that are no digests.
+Sizes = Annotated[dict[DigestText, Size], Field(json_schema_extra={"additionalProperties": False})]
+
+
+class ToCarry(Document):
+    references: list[Annotated[str, Field(min_length=1, max_length=MAX_CHARS)]] = Field(
+        [], description="As docker reads them."
+    )
+    platforms: Annotated[str, Field(pattern=_PLATFORMS, examples=["linux/amd64,linux/arm64"])] = "all"
+    referrers: bool = Field(True, description="Signatures, SBOMs and whatever else refers to it.")
+    project: Annotated[str, Field(max_length=255)] | None = Field(None, description="Through this project.")
+    pin: bool = Field(False, description="Keep what is listed from eviction.")
+
+
+class Earlier(Document):
+    """What an earlier bundle brought: its breakwater.json."""
+
+    breakwater: Literal[1]
+    members: Sizes
+    elsewhere: Sizes
+    left_out: list[DigestText]
+    documents: dict[str, DigestText]
+    created_at: Annotated[float, Field(ge=0, le=1e12)]
+    images: Size
+
+
+class ToExport(ToCarry):
+    since: list[Earlier] = Field([], description="Leave out what these earlier bundles brought.")
+
+
+class ToTake(Document):
+    contents: DigestText | None = Field(None, description="The digest that breakwater.json must have.")
+    signed_by: Annotated[str, Field(max_length=200)] = Field("", description="Who signed that; it is remembered.")
+    name: Annotated[str, Field(max_length=MAX_CHARS)] = Field("", description="For an image that has only a tag.")
+    project: Annotated[str, Field(max_length=255)] | None = Field(None, description="Into this project.")
+    pin: bool = Field(False, description="Keep what comes from eviction.")
+
+
+def operations(freight: Freight) -> list[LongWork]:
+    """The three of them."""
     doors = _Doors(freight)
+    unknown = {404: "Something of it can be no reference, or there is no such project."}
+    fill, pack, most = "Fill the store with images.", "Pack images into a bundle.", MAX_ORDER_BYTES
     return [
-        web.post("/api/v1/prefetch", doors.prefetch),
-        web.post("/api/v1/export", doors.export),
-        web.post("/api/v1/import", doors.take),
+        LongWork("prefetch", fill, doors.prefetch, LINES, ToCarry, "json", unknown, most),
+        LongWork("export", pack, doors.export, _BUNDLE, ToExport, "json", unknown, most),
+        LongWork("import", "Take a bundle in.", doors.take, LINES, ToTake, "octets"),
     ]
 
 
@@ -38,23 +99,19 @@ class _Doors:
     def __init__(self, freight: Freight) -> None:
         self._freight = freight
 
-    async def prefetch(self, request: web.Request) -> web.StreamResponse:
-        """An order in JSON."""
-        try:
-            order = Order.parse(await _json_of(request))
-        except BreakwaterError as error:
-            return answer(error)
+    async def prefetch(self, request: web.Request, asked: ToCarry) -> web.StreamResponse:
+        """Lines."""
+        order = _order_of(asked)
         return await told(request, lambda tell: self._freight.prefetch(order, tell))
 
-    async def export(self, request: web.Request) -> web.StreamResponse:
-        """An order, and `since`, a list of contents. The bundle, or the report of what is missing for one."""
+    async def export(self, request: web.Request, asked: ToExport) -> web.StreamResponse:
+        """The bundle, or the report of what is missing for one."""
+        order = _order_of(asked)
         try:
-            asked = await _json_of(request)
-            order = Order.parse(asked)
-            since = [Contents.parse(json.dumps(one).encode()) for one in asked.get("since", [])]
+            since = [Contents.parse(one.model_dump_json().encode()) for one in asked.since]
             plan, report = await self._freight.plan_export(order, since)
-        except BreakwaterError as error:
-            return answer(error)
+        except (BadRequest, BadArchive) as error:
+            raise UnknownManifest(str(error)) from error
         if not plan.is_whole:
             return web.json_response(report)
         headers = {"Content-Type": "application/x-tar", "Breakwater-Bytes": str(plan.contents.n_bytes)}
@@ -70,20 +127,19 @@ class _Doors:
         await response.write_eof()
         return response
 
-    async def take(self, request: web.Request) -> web.StreamResponse:
-        """The plain tar of an image layout; the terms are in the query."""
-        asked = request.query
-        try:
-            terms = Terms(
-                contents=Digest.parse(asked["contents"]) if "contents" in asked else None,
-                signed_by=asked.get("signed_by", "")[:200],
-                name=asked.get("name", ""),
-                project=asked.get("project"),
-                pin="pin" in asked,
-            )
-        except BreakwaterError as error:
-            return answer(error)
+    async def take(self, request: web.Request, asked: ToTake) -> web.StreamResponse:
+        """The plain tar of an image layout; lines."""
+        contents = Digest.parse(asked.contents) if asked.contents is not None else None
+        terms = Terms(contents, asked.signed_by, asked.name, asked.project, asked.pin)
         return await told(request, lambda tell: self._freight.take(_body_of(request), terms, tell))
+
+
+def _order_of(asked: ToCarry) -> Order:
+    """Raises UnknownManifest for what is no reference: nothing that there is can be called so."""
+    try:
+        return Order.parse(asked.model_dump())
+    except BadRequest as error:
+        raise UnknownManifest(str(error)) from error
 
 
 async def _body_of(request: web.Request) -> AsyncIterator[bytes]:
@@ -126,15 +182,3 @@ async def told(
     except ConnectionError:
         pass  # it had read the report, and went
     return response
-
-
-async def _json_of(request: web.Request) -> Any:
-    body = await request.content.read(MAX_ORDER_BYTES)
-    while not request.content.at_eof() and len(body) < MAX_ORDER_BYTES:
-        body += await request.content.read(MAX_ORDER_BYTES - len(body))
-    if not request.content.at_eof():
-        raise BadRequest(f"an order of more than {MAX_ORDER_BYTES} bytes")
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the order is not JSON: {error}") from error

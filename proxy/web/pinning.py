@@ -12,7 +12,7 @@ from proxy.engine.pins import Pin, Pins
 from proxy.errors import UnknownManifest
 from proxy.events import Changed, Event
 from proxy.web.api import Document, Operation
-from proxy.web.operations import MAX_CHARS
+from proxy.web.documents import MAX_CHARS
 
 
 class PinDocument(Document):

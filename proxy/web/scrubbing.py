@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from aiohttp import web
+from pydantic import Field
 
 from proxy.engine.scrub import Scrub
-from proxy.web.freight import told
+from proxy.web.api import Document, LongWork
+from proxy.web.freight import LINES, told
 
 
-def routes(scrub: Scrub) -> list[web.RouteDef]:
-    """For the admin application."""
+class ToVerify(Document):
+    repair: bool = Field(False, description="Fetch what is rotten again from upstream.")
 
-    async def verify(request: web.Request) -> web.StreamResponse:
-        repair = request.query.get("repair") == "true"
-        return await told(request, lambda tell: scrub.verify(tell, repair=repair))
 
-    return [web.post("/api/v1/verify", verify)]
+def operations(scrub: Scrub) -> list[LongWork]:
+    """The one there is."""
+
+    async def verify(request: web.Request, asked: ToVerify) -> web.StreamResponse:
+        return await told(request, lambda tell: scrub.verify(tell, repair=asked.repair))
+
+    summary = "Hash everything that is stored, and compare the count with what is on disk."
+    return [LongWork("verify", summary, verify, LINES, ToVerify, "nothing")]

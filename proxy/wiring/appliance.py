@@ -40,9 +40,9 @@ from proxy.store.disk import DiskStore
 from proxy.store.layout import AUDIT
 from proxy.store.lock import PATIENCE_S
 from proxy.telemetry.log import EventLog
-from proxy.web import freight as freight_routes
+from proxy.web import freight as freight_operations
 from proxy.web import operations, pinning, reloading, scrubbing, sites
-from proxy.web import projects as project_routes
+from proxy.web import projects as project_operations
 from proxy.web.admin import Admin, Probes
 from proxy.web.dashboard import Dashboard
 from proxy.web.guard import Guard
@@ -244,13 +244,10 @@ class Appliance:
                 *operations.operations(seen),
                 *pinning.operations(self.kept.pins, self.around.observe),
                 reloading.operation(self._reread),
+                *freight_operations.operations(self.freight),
+                *scrubbing.operations(self.scrub),
+                *project_operations.operations(self.explain.of, self.reports.usage, self.kept.charges.recount),
             ],
-            also=[
-                *freight_routes.routes(self.freight),
-                *scrubbing.routes(self.scrub),
-                *project_routes.routes(self.explain.of, self.reports.usage, self.kept.charges.recount),
-            ],
-            described=operations.ELSEWHERE,
             pages=Dashboard(seen, orders, wall=self.around.clock.wall, token_place=place),
             version=__version__,
         )

@@ -69,6 +69,7 @@ def pull(running: Breakwater, name: str, target: str, wanted: Image, *, layers: 
         assert visits[0].status == 200
 
 
+@pytest.mark.timeout(420)  # half a minute of processor time, on a machine that may be busy
 def test_the_document_is_true(appliance: Breakwater, origin: Origin, tmp_path: Path) -> None:
     """Issue 7: whatever the OpenAPI document allows is answered as it says, whatever it forbids is refused; no request
     makes a 500."""
@@ -80,18 +81,14 @@ def test_the_document_is_true(appliance: Breakwater, origin: Origin, tmp_path: P
             *(sys.executable, "-m", "schemathesis.cli", "run"),
             f"http://127.0.0.1:{appliance.admin_port}/api/v1/openapi.json",
             *("--header", f"Authorization: Bearer {token_of(appliance)}"),
-            *("--max-examples", "25", "--seed", "7", "--phases", "examples,coverage,fuzzing", "--workers", "1"),
-            # Long work, which answers in lines or with a bundle, and has tests of its own.
-            *("--exclude-path-regex", "/(prefetch|export|import)$"),
-            # What names no reference is refused by a grammar that no pattern of a document says.
-            *("--exclude-path", "/api/v1/explain"),
+            *("--max-examples", "10", "--seed", "7", "--phases", "examples,coverage,fuzzing", "--workers", "1"),
             *("--no-color", "--generation-database", "none"),
         ],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONWARNINGS": "ignore", "HOME": str(tmp_path)},
-        timeout=110,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stdout.decode()[-6000:] + done.stderr.decode()[-2000:]

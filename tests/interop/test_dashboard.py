@@ -14,6 +14,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.interop.conftest import upstreams_at
+from tests.support import ports
 from tests.support.browser import ENTER, TAB, Browser
 from tests.support.crowd import Visit, visit_all
 from tests.support.images import KIB, MIB, Image, artifact, image, multi_arch
@@ -162,6 +163,23 @@ def _read(port: int, path: str) -> None:
 def _part(browser: Browser) -> float:
     found = browser.run("const p = document.querySelector('#transfers progress'); return p ? p.value / p.max : 0")
     return float(found)
+
+
+def test_each_address_of_an_upstream_is_shown_with_its_state(seen: Seen, scratch: Path, tmp_path: Path) -> None:
+    """Issue 7, "upstreams": of several addresses one may be left alone while another is asked, and that is seen."""
+    dead = f"http://127.0.0.1:{ports.take()}"
+    settings = upstreams_at(seen.origin.url)
+    settings["upstreams"]["docker.io"] = {"url": [dead, seen.origin.url]}
+    with Breakwater(scratch / "addresses", settings) as running:
+        for n in range(6):
+            visit_all(running.port, [Visit(f"/v2/library/absent{n}/manifests/1")])
+        seen.browser.open(f"http://127.0.0.1:{running.admin_port}/")
+        assert seen.browser.texts("#upstreams tr.part th") == [dead, seen.origin.url]
+        first, second = seen.browser.texts("#upstreams tr.part td[colspan]")
+        assert first.startswith(("left alone", "on trial")) and second == "asked"
+        assert seen.browser.run(_CHECKS) == []
+        seen.shoot("addresses", tmp_path)
+        seen.browser.open("about:blank")
 
 
 def test_updates_can_be_paused(seen: Seen) -> None:
@@ -338,10 +356,11 @@ for (const e of document.querySelectorAll('[aria-labelledby], [aria-describedby]
     if (id !== 'null' && !document.getElementById(id)) say('refers to nothing', e);
   }
 }
+const width = row => [...row.cells].reduce((n, cell) => n + cell.colSpan, 0);
 for (const t of document.querySelectorAll('table')) {
   if (!t.querySelector('thead th[scope=col]')) say('no column heads', t);
   for (const row of t.querySelectorAll('tr')) {
-    if (row.cells.length !== t.rows[0].cells.length) say('a row of another width', row);
+    if (width(row) !== width(t.rows[0])) say('a row of another width', row);
   }
 }
 for (const e of document.querySelectorAll('button, .button, input:not([type=hidden]), select, nav a')) {

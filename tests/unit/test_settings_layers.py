@@ -296,10 +296,10 @@ def test_a_dangling_link_in_a_well_known_place_is_a_problem(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("environ", "store"),
     [
-        ({"XDG_CACHE_HOME": "/xdg", "HOME": "/home/x"}, "/xdg/breakwater"),
-        ({"XDG_CACHE_HOME": "relative", "HOME": "/home/x"}, "/home/x/.cache/breakwater"),
-        ({"HOME": "/home/x"}, "/home/x/.cache/breakwater"),
-        ({}, "/var/cache/breakwater"),
+        ({"XDG_CACHE_HOME": "/xdg", "HOME": "/home/x"}, "/xdg"),
+        ({"XDG_CACHE_HOME": "relative", "HOME": "/home/x"}, "/home/x/.cache"),
+        ({"HOME": "/home/x"}, "/home/x/.cache"),
+        ({}, "/var/cache"),
     ],
 )
 def test_the_store_of_somebody_who_configured_none_is_in_the_cache_folder(
@@ -307,3 +307,13 @@ def test_the_store_of_somebody_who_configured_none_is_in_the_cache_folder(
 ) -> None:
     """XDG Base Directory Specification; a relative path in its variable is ignored."""
     assert settings_file.load(environ=environ).settings.store.path == store
+
+
+def test_a_store_that_an_earlier_version_made_by_default_is_used_on(tmp_path: Path) -> None:
+    """0.1.0 made one folder more below the cache folder; nobody's images are left behind there."""
+    environ = {"XDG_CACHE_HOME": str(tmp_path)}
+    assert settings_file.default_store(environ) == tmp_path
+    (tmp_path / "breakwater" / "blobs").mkdir(parents=True)
+    assert settings_file.default_store(environ) == tmp_path, "this one is of today"
+    (tmp_path / "breakwater" / "breakwater").mkdir()
+    assert settings_file.default_store(environ) == tmp_path / "breakwater"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.web import spelled
+from proxy import spelled
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,14 @@ def test_a_share_is_never_rounded_to_nothing_or_all(part: int, whole: int, said:
 def test_sizes_have_three_digits_that_mean_something(n_bytes: int, said: str) -> None:
     """In powers of two."""
     assert spelled.size(n_bytes) == said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(3.9, "3 s"), (42, "42 s"), (200, "3 min"), (18120, "5 h 2 min"), (97200, "1 d 3 h")]
+)
+def test_durations_have_the_units_that_matter(seconds: float, said: str) -> None:
+    """Nobody reads 93784 s."""
+    assert spelled.duration(seconds) == said
 
 
 @pytest.mark.parametrize(

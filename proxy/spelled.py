@@ -1,4 +1,4 @@
-"""Numbers and instants in words, for pages."""
+"""Numbers and instants in words, for pages and terminals alike. Exact numbers are for programs: `--json`, /api/v1/."""
 
 from __future__ import annotations
 
