@@ -180,7 +180,7 @@ def as_chart(ledger: Ledger, path: Path) -> None:
         ("P4", "seconds"), ("P4", "upstream GETs"), ("P7", "p99 ms"),
     ]  # fmt: skip
     servers = list(ledger.settings)
-    colours = dict(zip(servers, pyplot.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+    colours = dict(zip(servers, matplotlib.color_sequences["tab10"], strict=False))
     figure, axes = pyplot.subplots(2, 4, figsize=(18, 8))
     for axis, (work, unit) in zip(axes.flat, shown, strict=True):
         cases = sorted({case for a_work, case, _, a_unit in ledger.figures if (a_work, a_unit) == (work, unit)})
