@@ -21,7 +21,8 @@ def test_a_skip_fails_the_run(tmp_path: Path) -> None:
     """What was not tried was not shown, in which words ever it is left out."""
     for n, text in enumerate(SKIPS.values()):
         (tmp_path / f"test_left_out_{n}.py").write_text(text)
-    options = ["-q", "-p", "tests.conftest", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    # No summary, which repeats the sentences where $CI is set, and no capture, whose files would look left behind.
+    options = ["-q", "-rN", "-s", "-p", "tests.conftest", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(tmp_path)],
         cwd=ROOT,
