@@ -109,8 +109,7 @@ class DiskCharges:
                 self._make_way(project)
                 fd, is_new = self._fs.open_file(at, project, is_writable=True), False
             except FileNotFoundError:
-                with self._files.upkeep.naming(at):
-                    fd, is_new = self._fs.create(at, project), True
+                fd, is_new = self._files.upkeep.created(at, project), True
             try:
                 before = self._fs.stat(fd)
                 size = before.st_size

@@ -128,8 +128,7 @@ class Draft:
         self._in_turn = threading.Lock()
         self._unfinished.add(self._name)
         try:
-            with files.upkeep.naming(self._at):
-                self._fd = self._fs.create(self._at, self._name)
+            self._fd = files.upkeep.created(self._at, self._name)
         except OSError:
             self._fd = -1
             self.close()

@@ -425,8 +425,7 @@ class DiskBlobs:
         name = ingest_name(digest)
         self.unfinished.add(name)
         try:
-            with self.upkeep.naming(self._folders.ingest):
-                fd = self.fs.create(self._folders.ingest, name)
+            fd = self.upkeep.created(self._folders.ingest, name)
         except OSError as error:
             self.unfinished.discard(name)
             raise meaning(error, f"cannot begin {digest}") from error

@@ -125,6 +125,17 @@ class Upkeep:
         # Folders grow and do not shrink. Of two threads in the same one, both may see it grow.
         self.took(n_more + max(0, _size_of(self._fs, at) - before))
 
+    def created(self, at: int, name: str) -> int:
+        """The descriptor of a new file in the folder `at`; in a worker thread. Raises OSError, and leaves none open."""
+        before = _size_of(self._fs, at)
+        fd = self._fs.create(at, name)
+        try:
+            self.took(max(0, _size_of(self._fs, at) - before))
+        except BaseException:
+            self._fs.close(fd)
+            raise
+        return fd
+
     def making(self, at: int) -> AbstractContextManager[None]:
         """The same, for a folder."""
         return self.naming(at, BLOCK_BYTES)
