@@ -57,8 +57,14 @@ class FileSystem:
         os.mkdir(name, 0o700, dir_fd=at)
 
     def names(self, at: int) -> list[str]:
-        """Every name in a folder, in no order."""
-        return os.listdir(at)
+        """Every name in a folder, in no order; also while another thread lists it."""
+        # Not of `at` itself: whoever lists a descriptor moves its offset, which is shared with all who have it, and two
+        # threads would each see a part.
+        own = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
+        try:
+            return os.listdir(own)
+        finally:
+            os.close(own)
 
     def create(self, at: int, name: str) -> int:
         """Make a file that was not there, 0600, open for reading and writing."""

@@ -96,6 +96,7 @@ class Kept:
 
     def start(self) -> None:
         """Count what is here, and from now on keep to the bounds."""
+        self.remains.start()
         self.capacity.start()
         self.charges.start()
 
