@@ -155,7 +155,22 @@ def nothing_kept(there: Engine) -> None:
 
 
 @pytest.mark.parametrize("on_full", ["evict", "bypass", "deny"])
-@pytest.mark.parametrize("order", [ours, without_contents, index_first])
+async def test_what_a_quota_has_no_room_for_stays_nowhere_in_whatever_order_it_comes(on_full: Any) -> None:
+    """Where nobody says what comes and blobs follow their manifests, it is judged at the end, and what was written by
+    then goes again: the image is refused or reported as missing, and nothing of it is kept."""
+    for _ in range(12):  # the order of names is another one for each
+        archive = index_first(await carried((TEAM, multi_arch(next(_SEED), (40 * KIB,)))))
+        async with far(allowances={"team": Allowance(50 * KIB, on_full)}) as (there, parts, _):
+            try:
+                (image_of_it,) = (await taken(parts, archive))["images"]
+                assert "has no room for it" in str(image_of_it["missing"])
+            except OverQuota:
+                pass
+            nothing_kept(there)
+
+
+@pytest.mark.parametrize("on_full", ["evict", "bypass", "deny"])
+@pytest.mark.parametrize("order", [ours, without_contents])
 async def test_what_a_quota_has_no_room_for_is_never_written(on_full: Any, order: Any) -> None:
     """Issue 8: an import that cannot fit fails before it writes; the sentence has project, need and quota."""
     archive = order(await carried((TEAM, multi_arch(next(_SEED), (40 * KIB,)))))
