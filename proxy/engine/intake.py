@@ -6,8 +6,10 @@ is refused leaves nothing.
 
 What cannot fit is refused before it is written. Manifests say what images need, and they are small: they wait in memory
 until all of them are known, the room and the quotas are judged, and only then anything is kept. In our bundles they come
-first, and archives/files.py puts them first in those of other tools. An archive that is sent to the admin API as its
-tool wrote it may have them last: such a one is judged when they have come, and what was written by then goes again.
+first, and archives/files.py puts them first in those of other tools, with a note of what comes. An archive that is sent
+to the admin API as its tool wrote it has no such note: it waits as long as there is room, and then every blob that a
+manifest names is taken to come. One with too much before its manifests is judged at its end, and what was written by then
+goes again.
 """
 
 from __future__ import annotations
@@ -84,6 +86,7 @@ class _Taking:
         self._contents_digest: Digest | None = None
         self._index: tuple[Descriptor, ...] | None = None
         self._has_layout = False
+        self._has_ended = False
         #: Before anything is kept; None once it has been judged.
         self._waiting: _Waiting | None = _Waiting()
         self._brought: Brought | None = None
@@ -205,7 +208,10 @@ class _Taking:
     # -- before anything is kept ------------------------------------------------------------------------------------
 
     async def _wait_for(self, waiting: _Waiting, named: Sequence[Digest]) -> None:
-        """Follow what was named as far as it has come. Once nothing is missing that is to come, judge and begin."""
+        """Follow what was named as far as it has come. Once that is all that is to come, judge and begin.
+
+        Where nobody says what comes, more can be known as long as there is room to wait.
+        """
         todo = list(named)
         while todo:
             digest = todo.pop()
@@ -218,7 +224,7 @@ class _Taking:
                 todo += [child.digest for child in held.manifest.children]
             elif digest not in waiting.bodies and self._may_come(digest):
                 waiting.unseen.add(digest)
-        if not waiting.unseen:
+        if self._contents is not None and not waiting.unseen:
             await self._begin()
 
     def _may_come(self, digest: Digest) -> bool:
@@ -252,6 +258,10 @@ class _Taking:
         await self._brought.find_room(manifests, self._is_coming)
 
     def _is_coming(self, digest: Digest, size: int) -> bool:
+        """Where nobody says what comes, all that is named does: to refuse an import too many is better than to write
+        what has no room."""
+        if self._contents is None and not self._has_ended:
+            return True
         members = self._contents.members if self._contents is not None else self._arrived
         return members.get(digest) == size or self._parts.is_here(digest, size)
 
@@ -283,6 +293,7 @@ class _Taking:
 
         Raises BadArchive when something is not in it that should be, or OutOfSpace where that is only known now.
         """
+        self._has_ended = True
         if self._index is None:
             raise BadArchive(f"the archive has no {layout.INDEX_FILE}: it is no image layout")
         if not self._has_layout:
