@@ -22,7 +22,7 @@ from cachetools import TTLCache
 
 from proxy.engine.capacity import Capacity
 from proxy.engine.tasks import TaskOwner
-from proxy.errors import OutOfSpace, OverQuota, StoreError
+from proxy.errors import Denied, OutOfSpace, OverQuota, StoreError
 from proxy.events import Event, Noticed
 from proxy.oci.descriptor import Descriptor
 from proxy.oci.digest import Digest
@@ -36,6 +36,8 @@ WRITE_EVERY_S = 5.0
 ADMITTED_FOR_S = 900.0
 #: Digests that such manifests named, remembered for each project.
 MAX_ADMITTED = 20_000
+#: Reads that a start could not charge yet, remembered. Those beyond are charged at their next.
+MAX_OWED = 20_000
 #: A journal is written anew when it has this many lines, and four for each charge.
 MIN_LINES = 20_000
 #: Charges looked at in one turn of the loop while recounting, or on their way into a journal that is written anew.
@@ -184,6 +186,8 @@ class Charges:
         #: What was charged, uncharged and deleted while the journals are read: they know nothing of it.
         self._meanwhile: set[tuple[str, Digest]] = set()
         self._gone_meanwhile: set[Digest] = set()
+        #: What was read while nobody knew what is stored, or what the project pays for.
+        self._owed: dict[tuple[str, Digest], None] = {}
         capacity.on_gone = self.gone
 
     # -- a start, and what runs behind ------------------------------------------------------------------------------
@@ -267,7 +271,19 @@ class Charges:
         await self._capacity.counted()
         await self._loaded.wait()
         await self.recount()
+        await self._charge_owed()
         self._trim()
+
+    async def _charge_owed(self) -> None:
+        """A project pays for what it has read since the start, too; if it cannot, then it had that for free."""
+        owed, self._owed = list(self._owed), {}
+        for start in range(0, len(owed), RECOUNT_STEP):
+            for project, digest in owed[start : start + RECOUNT_STEP]:
+                try:
+                    self.use(project, digest)
+                except Denied:
+                    continue
+            await asyncio.sleep(0)
 
     async def recount(self) -> Sequence[Drift]:
         """Compare every charge with what is stored, repair what differs and report it. The store must be counted, and
@@ -317,11 +333,15 @@ class Charges:
 
         Raises Denied where it cannot, refuses when full, and did not admit a manifest that names it.
         """
-        if self.book.of(project).touch(digest) or not self.knows(project):
+        if self.book.of(project).touch(digest):
             return
         size = self._capacity.ledger.size_of(digest)
+        if not self.knows(project) or (size is None and not self._capacity.is_counted):
+            if len(self._owed) < MAX_OWED:
+                self._owed[(project, digest)] = None
+            return
         if size is None:
-            return  # passed through and not stored, or not counted yet after a start
+            return  # passed through and not stored
         if self.reserve(project, size):
             self.book.release(project, size)
             self.charge(project, digest, size)

@@ -11,12 +11,13 @@ import pytest
 from proxy.engine.capacity import COUNT_PATIENCE_S, REMEMBER_EVERY_S, STEP_BYTES
 from proxy.errors import OutOfSpace, Unavailable
 from proxy.events import Evicted
-from proxy.oci.digest import Digest, Verifier
-from proxy.ports import Space, StoredBlob
+from proxy.oci.digest import Digest
+from proxy.ports import Space
 from proxy.rules.ledger import BLOCK_BYTES, on_disk
 from proxy.store.memory import MemoryBlobs, MemoryStore
 from tests.support.appliance import HastyClock
 from tests.support.engine import Engine, FakeUpstream, engine
+from tests.support.left_behind import SlowScan, put
 
 BLOCK = BLOCK_BYTES
 
@@ -31,16 +32,6 @@ async def kept(running: Engine, *names: bytes) -> list[Digest]:
         await running.read(found[-1])
         await running.idle()
     return found
-
-
-async def put(store: MemoryStore, body: bytes) -> Digest:
-    """A blob that an earlier process has left."""
-    digest = Digest.of(body)
-    ingest = await store.blobs.ingest(digest, Verifier(digest))
-    await ingest.write(body)
-    await ingest.commit()
-    ingest.close()
-    return digest
 
 
 def names(running: Engine) -> list[Digest]:
@@ -201,23 +192,6 @@ async def test_a_lowered_capacity_holds_from_the_start(store: MemoryStore) -> No
         while len(running.ledger) > 1:
             await asyncio.sleep(0)
         assert names(running) == found[-1:]
-
-
-class SlowScan(MemoryBlobs):
-    """A scan that waits, or fails."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = asyncio.Event()
-        self.is_broken = False
-
-    async def scan(self) -> AsyncIterator[Sequence[StoredBlob]]:
-        found = [batch async for batch in super().scan()]
-        await self.gate.wait()
-        if self.is_broken:
-            raise Unavailable("Input/output error")
-        for batch in found:
-            yield batch
 
 
 async def test_misses_wait_for_the_count_but_not_for_ever(store: MemoryStore) -> None:

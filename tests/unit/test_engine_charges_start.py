@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from proxy.store.memory import MemoryCharges, MemoryStore
 from tests.contract.suites.charges import charges_in
 from tests.support.engine import Engine, FakeUpstream, engine
 from tests.support.images import image
+from tests.support.left_behind import SlowScan, put
 
 KIB = 1024
 PROJECTS = (ProjectRoute("team"), ProjectRoute("free"))
@@ -187,3 +189,29 @@ async def test_a_journal_grown_long_is_written_anew_with_all_that_is_paid(store:
         expected = dict.fromkeys(kept, 10) | {Digest.of(b"about to come"): 7, Digest.of(b"meanwhile"): 5}
         assert (await charges_in(store.charges))["team"] == expected
         assert charges._n_lines["team"] < MIN_LINES
+
+
+@pytest.mark.parametrize("first", ["the count", "the journals"])
+async def test_what_is_read_before_anybody_knows_is_paid_for_once_it_is_known(store: MemoryStore, first: str) -> None:
+    """Promise 5: a project pays for every stored blob requested through it, in the first moments of a start, too; what
+    has no room is not, and nobody was refused."""
+    paid, large = b"paid", bytes(101 * KIB)
+    store.blobs = slow = SlowScan()
+    for body in (paid, large):
+        await put(store, body)
+    upstream = FakeUpstream()
+    digests = [upstream.put_blob(body) for body in (paid, large)]
+    allowances = {"team": Allowance(100 * KIB, "deny")}
+    options: dict[str, Any] = {"is_loaded": False, "is_counted": False}
+    async with engine(upstream, store=store, projects=PROJECTS, allowances=allowances, **options) as running:
+        running.capacity.start()
+        await begun(running)
+        running.charges.start()
+        gates = [slow.gate, journal(store).gate]
+        for gate in gates if first == "the count" else reversed(gates):
+            for digest, body in zip(digests, (paid, large), strict=True):
+                assert await running.read(digest, project="team") == body
+            gate.set()
+            for _ in range(50):
+                await asyncio.sleep(0)
+        assert dict(running.charges.book.of("team")) == {digests[0]: len(paid)}
