@@ -19,6 +19,8 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Modules are compiled once and not at each start, a quarter of a second, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
 # PYTHON=… chooses an interpreter; else the first of these that is new enough.
 PYTHON ?=
 ARGS ?=
