@@ -41,7 +41,7 @@ MAX_OWED = 20_000
 #: A journal is written anew when it has this many lines, and four for each charge.
 MIN_LINES = 20_000
 #: Charges looked at in one turn of the loop while recounting, or on their way into a journal that is written anew.
-RECOUNT_STEP = 1_000
+RECOUNT_STEP = 200
 #: How long a start waits for the journals: small ones are read by then, and nobody need know that they were not.
 START_PATIENCE_S = 0.1
 #: How long a transfer for a project with a quota waits for them before it is passed through.

@@ -22,8 +22,8 @@ from proxy.store.filesystem import is_ours, kind_of, meaning
 from proxy.store.layout import NOT_OURS, is_project
 from proxy.store.upkeep import NAMING_BYTES, taken_by
 
-#: Bytes read in one step, some 700 lines: a few milliseconds in which the thread keeps the interpreter to itself.
-_STEP = 64 << 10
+#: Bytes read in one step, some 180 lines: a millisecond or two in which the thread keeps the interpreter to itself.
+_STEP = 16 << 10
 
 
 class DiskCharges:
