@@ -33,6 +33,8 @@ from proxy.store.disk import DiskStore
 
 #: Blobs that a manifest names, and how many manifests there are at most.
 _NAMED, _MANIFESTS = 50, 200
+#: How often the store is opened: the first hit is the median of them.
+_STARTS = 5
 #: The project that pays for all of them, and the repository that has them.
 _PROJECT, _HOST, _REPOSITORY = "bench", "bench.example", "bench/many"
 
@@ -89,11 +91,11 @@ def p5(bench: Bench, n_blobs: int) -> None:
     # Just enough that the first layer pulled below has others go.
     capacity = taken + 8 * MIB
     hit = f"/v2/{_HOST}/{_REPOSITORY}/blobs/{Digest.of(content_of(7))}"
-    began = time.monotonic()
-    server = breakwater(folder, bench.origin, capacity=f"{capacity}B")
+    for _ in range(_STARTS - 1):
+        server, _ = _started(bench, folder, capacity, case, hit)
+        server.stop()
+    server, began = _started(bench, folder, capacity, case, hit)
     try:
-        load.read_document((HOST, server.port), hit)
-        first_hit = time.monotonic() - began
         with _watched(server, hit) as counting:
             _wait_until_counted(server)
         counted = time.monotonic() - began
@@ -108,7 +110,7 @@ def p5(bench: Bench, n_blobs: int) -> None:
             time.sleep(bench.seconds)  # what was begun goes on to the low mark
         bench.ledger.put(
             "P5", case, server,
-            **{"first hit s": first_hit, "counted s": counted, "peak MiB": server.memory_mib(),
+            **{"counted s": counted, "peak MiB": server.memory_mib(),
                "RSS MiB": server.memory_mib("VmRSS"), "evicted blobs": n_evicted,
                "hit max ms, at rest": at_rest["max_ms"], "hit max ms, while counted": counting["max_ms"],
                "hit p99 ms, while counted": counting["p99_ms"], "hit max ms, while evicting": evicting["max_ms"],
@@ -116,6 +118,15 @@ def p5(bench: Bench, n_blobs: int) -> None:
         )  # fmt: skip
     finally:
         server.stop()
+
+
+def _started(bench: Bench, folder: Path, capacity: int, case: str, hit: str) -> tuple[Server, float]:
+    """A server that has answered its first hit, and when its start began."""
+    began = time.monotonic()
+    server = breakwater(folder, bench.origin, capacity=f"{capacity}B")
+    load.read_document((HOST, server.port), hit)
+    bench.ledger.put("P5", case, server, **{"first hit s": time.monotonic() - began})
+    return server, began
 
 
 @contextmanager
