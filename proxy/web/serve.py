@@ -48,6 +48,10 @@ T = TypeVar("T")
 PIECE_BYTES = 256 << 10
 #: Up to this size a body travels with its headers in one write; a duplicate and a sendfile would cost more.
 SMALL_BYTES = 64 << 10
+#: What may wait in the kernel for a client on this machine, in bytes, as SO_SNDBUF counts it: less than for those on a wire,
+#: who have a round trip to bridge. Here it bridges nothing and costs both sides their caches; beside few others a little
+#: more saves wake-ups (docs/performance.md has sizes and clients). Three: a kubelet's containerd asks for three layers.
+NEAR_BUFFER_BYTES, NEAR_BUFFER_BYTES_OF_FEW, FEW = 64 << 10, 128 << 10, 3
 
 #: What a socket says when the peer, or the way to it, is gone. Everything else sendfile says is about the file.
 _PEER_ERRNOS = frozenset(
@@ -171,6 +175,7 @@ class Sender:
             if small is not None:
                 await body.write(small)
             else:
+                body.open(send_buffer_of(transport.get_extra_info("peername"), len(self._bodies)))
                 await self._send_parts(body, source, parts)
             return Sent(body.n_sent, "whole")
         except ConnectionError:
@@ -195,7 +200,6 @@ class Sender:
         return b"".join(pieces) if None not in pieces else None  # type: ignore[arg-type]  # None is not in it
 
     async def _send_parts(self, body: _Body, source: BlobSource, parts: Sequence[Part]) -> None:
-        body.open()
         for part in parts:
             if isinstance(part, bytes):
                 await body.write(part)
@@ -286,6 +290,15 @@ class Sender:
             self._arm_sweep()
 
 
+def send_buffer_of(peer: object, n_bodies: int) -> int | None:
+    """SO_SNDBUF, in bytes, for a client at this address (a socket's peer name) while `n_bodies` are on their way, or None
+    to leave what its listener gave it: for clients elsewhere, and those of a Unix socket."""
+    address = str(peer[0]) if isinstance(peer, tuple) and peer else ""
+    if not address.startswith(("127.", "::ffff:127.")) and address != "::1":
+        return None
+    return NEAR_BUFFER_BYTES_OF_FEW if n_bodies <= FEW else NEAR_BUFFER_BYTES
+
+
 def size_of(part: Part) -> int:
     """Bytes of a part."""
     return len(part) if isinstance(part, bytes) else part.length
@@ -345,10 +358,12 @@ class _Body:
         self.is_zero_copy = False
         self.is_cut = False
 
-    def open(self) -> None:
-        """Take a descriptor where zero-copy is possible, and send the headers."""
+    def open(self, send_buffer: int | None) -> None:
+        """Take a descriptor where zero-copy is possible, and send the headers. `send_buffer`: SO_SNDBUF, None as it is."""
         self.out = _duplicate(self._transport)
         self.is_zero_copy = self.out >= 0
+        if self.is_zero_copy and send_buffer is not None:
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         # Zero: "drained" then means empty, and uvloop writes at once instead of at the end of its turn.
         high, low = (0, 0) if self.is_zero_copy else (PIECE_BYTES, PIECE_BYTES // 4)
         self._transport.set_write_buffer_limits(high, low)

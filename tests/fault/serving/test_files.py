@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import random
+import socket
 import ssl
 import threading
 from collections.abc import Sequence
@@ -19,7 +20,18 @@ from aiohttp import web
 from proxy.oci.ranges import Range
 from proxy.ports import BlobSource, LocalFile
 from proxy.web.lanes import TURN_BYTES, Disk
-from proxy.web.serve import PIECE_BYTES, SMALL_BYTES, Pace, Part, ReadFailed, Sender
+from proxy.web.serve import (
+    FEW,
+    NEAR_BUFFER_BYTES,
+    NEAR_BUFFER_BYTES_OF_FEW,
+    PIECE_BYTES,
+    SMALL_BYTES,
+    Pace,
+    Part,
+    ReadFailed,
+    Sender,
+    send_buffer_of,
+)
 from proxy.web.server import Limits
 from tests.support.clock import ManualClock
 from tests.support.serving import (
@@ -191,7 +203,9 @@ async def test_a_client_that_closes_its_sending_half_gets_its_whole_answer(blob:
 
 async def test_a_half_closed_client_that_reads_slowly_is_not_taken_for_gone(blob: Path) -> None:
     """While the kernel still holds bytes for it, it is being served, whatever the half-close deadline says."""
-    limits = Limits(half_closed_s=0.001)  # passes many times while this is read
+    limits = Limits(
+        half_closed_s=0.05
+    )  # passes several times while this is read, and is longer than a lane ever sleeps
     async with (
         port(whole(blob), limits=limits) as served,
         connected(served.address, receive_buffer=4 << 10) as (reader, writer),
@@ -201,8 +215,8 @@ async def test_a_half_closed_client_that_reads_slowly_is_not_taken_for_gone(blob
         _, length = await head_of(reader)
         got = bytearray()
         while len(got) < length:
-            got += await reader.readexactly(min(512, length - len(got)))
-            await asyncio.sleep(0)
+            got += await reader.readexactly(min(4096, length - len(got)))
+            await asyncio.sleep(0.002)  # how slowly it reads
         assert got == PATTERN
 
 
@@ -467,3 +481,40 @@ async def test_a_tls_client_that_leaves_frees_everything(
                 await reader.readexactly(1000)
                 reset(writer)
         await served.quiet()
+
+
+@pytest.mark.parametrize(
+    ("peer", "n_bodies", "bound"),
+    [
+        (("127.0.0.1", 5), 1, NEAR_BUFFER_BYTES_OF_FEW),
+        (("127.9.9.9", 5), FEW, NEAR_BUFFER_BYTES_OF_FEW),
+        (("127.0.0.1", 5), FEW + 1, NEAR_BUFFER_BYTES),
+        (("::1", 5, 0, 0), 64, NEAR_BUFFER_BYTES),
+        (("::ffff:127.0.0.1", 5, 0, 0), 64, NEAR_BUFFER_BYTES),
+        (("10.0.0.7", 5), 1, None),
+        (("fe80::1", 5, 0, 3), 64, None),
+        ("", 1, None),
+        (None, 1, None),
+    ],
+    ids=lambda value: repr(value),
+)
+def test_little_waits_in_the_kernel_for_clients_on_this_machine(peer: object, n_bodies: int, bound: int | None) -> None:
+    """Elsewhere a round trip must be bridged: those keep what their listener gave them, and so does a Unix socket."""
+    assert send_buffer_of(peer, n_bodies) == bound
+
+
+async def test_a_body_for_a_client_on_this_machine_sets_its_send_buffer(blob: Path) -> None:
+    """The bound is the connection's own, while its body is sent."""
+    seen: list[int] = []
+
+    class Watched(Disk):
+        def sendfile(self, out: int, fd: int, offset: int, n_bytes: int) -> int:
+            with socket.socket(fileno=os.dup(out)) as connection:
+                seen.append(connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))
+            return super().sendfile(out, fd, offset, n_bytes)
+
+    async with port(whole(blob), disk=Watched()) as served, connected(served.address) as (reader, writer):
+        writer.write(get())
+        _, length = await head_of(reader)
+        assert await reader.readexactly(length) == PATTERN
+    assert set(seen) == {2 * NEAR_BUFFER_BYTES_OF_FEW}, "Linux counts twice what was asked for"
