@@ -49,11 +49,17 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """A manifest to answer with. `age_s`: since upstream vouched for the tag, None for digests or when unknown."""
+    """A manifest to answer with. `age_s`: since upstream vouched for the tag, None for digests or when unknown.
+
+    `plan` and `n_dropped` (Links.n_dropped) are those that it was judged by: it may have waited since, and others may
+    be in effect by now.
+    """
 
     route: Route
     held: Held
     outcome: Outcome
+    plan: Plan
+    n_dropped: int
     age_s: float | None = None
     trouble: str = ""
 
@@ -95,16 +101,17 @@ class Pull:
     async def manifest(self, asked: ManifestGet, caller: Caller = ANONYMOUS) -> Pulled:
         """The manifest that a tag or digest means. Its config and layers pass the gate with it: a client that has been
         given a manifest may have nowhere else to go for the rest (peers.md §5.3)."""
+        plan, n_dropped = self.plan, self._links.n_dropped
         async with self._admitted(asked, caller) as (route, origin, rules):
             if isinstance(asked.target, Tag):
                 rules.check_tag(route.reference, asked.target)
-                is_fixed = self.plan.immutable.get(route.project, Immutable()).covers(asked.target)
-                resolved = await self._tags.resolve(route, origin, asked.target, is_fixed=is_fixed)
-                pulled = Pulled(route, resolved.held, resolved.outcome, resolved.age_s, resolved.trouble)
+                is_fixed = plan.immutable.get(route.project, Immutable()).covers(asked.target)
+                found = await self._tags.resolve(route, origin, asked.target, is_fixed=is_fixed)
+                pulled = Pulled(route, found.held, found.outcome, plan, n_dropped, found.age_s, found.trouble)
             else:
                 await self._check_digest(route, rules, asked.target)
                 held, outcome = await self._manifests.get(route, origin, asked.target)
-                pulled = Pulled(route, held, outcome)
+                pulled = Pulled(route, held, outcome, plan, n_dropped)
         check_closure(route, rules, pulled.held)
         self._pay(route, pulled.held)
         return pulled
@@ -119,17 +126,17 @@ class Pull:
         purge), the project cannot pay, upstream is to be asked about the caller again, or the tag's time is up. None
         when the answer cannot be vouched for at all.
         """
-        if pulled.outcome != "hit" or pulled.trouble:
-            return None
-        plan, n_dropped = self.plan, self._links.n_dropped
-        route, digest = pulled.route, pulled.held.descriptor.digest
+        plan, n_dropped = pulled.plan, pulled.n_dropped
         links, tags, manifests = self._links, self._tags, self._manifests
+        if pulled.outcome != "hit" or pulled.trouble or self.plan is not plan or links.n_dropped != n_dropped:
+            return None
+        route, digest = pulled.route, pulled.held.descriptor.digest
         account = self._charges.book.of(route.project)
         origin = plan.origins.of(route)
         admits = self._admissions.vouch(route, origin, caller)
         fresh: Callable[[], tuple[float, float] | None] | None = lambda: (0.0, inf)  # noqa: E731
         if isinstance(asked.target, Tag):
-            fresh = tags.vouch(route, origin, asked.target)
+            fresh = tags.vouch(route, origin, asked.target, digest)
         if fresh is None:
             return None
 

@@ -84,13 +84,15 @@ class Tags:
         """While this stands still, no tag means anything else than it did."""
         return self._ready.n_lost
 
-    def vouch(self, route: Route, origin: Origin, tag: Tag) -> Callable[[], tuple[float, float] | None] | None:
-        """Says, each time it is asked, how old the answer is and for how long it may be served unasked, both in
-        seconds; or None once it may not. None when the tag is not in memory.
+    def vouch(
+        self, route: Route, origin: Origin, tag: Tag, digest: Digest
+    ) -> Callable[[], tuple[float, float] | None] | None:
+        """Says, each time it is asked, how old the answer `digest` is and for how long it may be served unasked, both in
+        seconds; or None once it may not. None when the tag is not in memory, or means something else by now.
         """
         key = (holding_of(route), tag)
         entry = self._ready.get(key)
-        if entry is None:
+        if entry is None or entry.record.descriptor.digest != digest:
             return None
 
         def fresh() -> tuple[float, float] | None:

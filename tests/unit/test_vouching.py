@@ -129,6 +129,37 @@ async def test_a_tag_that_no_longer_means_it_is_not_vouched_for(change: Callable
 
 
 @BOTH
+@pytest.mark.parametrize("change", [_purge, _change_the_plan, _drop_the_link], ids=["a purge", "a plan", "a link"])
+async def test_what_has_changed_since_an_answer_was_judged_is_not_vouched_for(
+    asked: ManifestGet, change: Callable[[Engine], Awaitable[None]]
+) -> None:
+    """INV-8: an answer may wait for the disk between its judgement and the moment in which it is kept. Rules that came
+    meanwhile never saw it."""
+    async with engine(upstream()) as running:
+        await running.pull.manifest(BY_TAG)
+        await running.idle()
+        pulled = await running.pull.manifest(asked)
+        await change(running)
+        running.manifests._ready[pulled.held.descriptor.digest] = pulled.held  # the disk was slower than the change
+        again = running.pull.vouch(asked, pulled)
+        assert again is None or again() is None
+
+
+@pytest.mark.parametrize("change", [_import_another, _forget_the_tag], ids=["an import", "a tag that is forgotten"])
+async def test_a_tag_that_has_moved_since_it_was_read_is_not_vouched_for(
+    change: Callable[[Engine], Awaitable[None]],
+) -> None:
+    """Its manifest may have waited for the disk while the tag came to mean another."""
+    async with engine(upstream()) as running:
+        await running.pull.manifest(BY_TAG)
+        await running.idle()
+        pulled = await running.pull.manifest(BY_TAG)
+        await change(running)
+        again = running.pull.vouch(BY_TAG, pulled)
+        assert again is None or again() is None
+
+
+@BOTH
 async def test_a_project_that_has_become_full_is_refused_as_on_the_long_way(asked: ManifestGet) -> None:
     """`on_full = "deny"` is decided at the manifest, every time: what was let through while there was room is not, once
     others have taken it and its layers could not be kept."""
