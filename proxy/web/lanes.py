@@ -18,13 +18,14 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 
 #: Bytes a connection may send before the others of its lane have their turn.
 TURN_BYTES = 1 << 20
 #: What the kernel is asked to read ahead once a window was found cold.
 READ_AHEAD_BYTES = 8 << 20
 
-#: `preadv` that answers EAGAIN instead of waiting for the disk (Linux; elsewhere every window counts as cold).
+#: `preadv` that answers EAGAIN instead of waiting for the disk. 0 where there is none: every window is cold then.
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
 
@@ -37,6 +38,8 @@ class Disk:
 
     def read_resident(self, fd: int, offset: int, n_bytes: int) -> bytes | None:
         """The bytes, or None when that would wait for the disk (or cannot be known, or fails)."""
+        if not _NOWAIT:
+            return None
         piece = bytearray(n_bytes)
         try:
             n = os.preadv(fd, [piece], offset, _NOWAIT)
@@ -140,19 +143,31 @@ class Lanes:
         self._n_lanes = n_lanes or min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
         self._lanes: list[_Lane] = []
 
-    def begin(self, disk: Disk, out: int, fd: int, offset: int, end: int, count: Callable[[int], None]) -> Splice:
+    def begin(
+        self, disk: Disk, out: int, fd: int, offset: int, end: int, count: Callable[[int], None]
+    ) -> Splice | None:
         """Send bytes `offset` to `end` of the file `fd` to `out`, a descriptor of a connection that does not block.
 
         Both must stay open until `Splice.over` is done. `count` is told of bytes as they leave, on another thread, but
-        never after `over`.
+        never after `over`. None where there is no lane and none can be had, for want of descriptors or threads.
         """
         lane = min(self._lanes, key=len, default=None)
         if lane is None or (len(lane) and len(self._lanes) < self._n_lanes):
-            lane = _Lane(asyncio.get_running_loop())
-            self._lanes.append(lane)
+            lane = self._another(lane)
+        if lane is None:
+            return None
         splice = Splice(lane, disk, out, fd, offset, end, count)
         lane.begin(splice)
         return splice
+
+    def _another(self, instead: _Lane | None) -> _Lane | None:
+        """A new one, or else the one that there is."""
+        try:
+            lane = _Lane(asyncio.get_running_loop())
+        except (OSError, RuntimeError):  # RuntimeError: no thread can be started
+            return instead
+        self._lanes.append(lane)
+        return lane
 
     def close(self) -> None:
         """Let the threads end. After the last splice."""
@@ -165,18 +180,21 @@ class _Lane:
     """One thread and what passes between it and the loop: two queues, each with a bell that is rung only when needed."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Raises OSError or RuntimeError for want of descriptors or threads."""
         self.loop = loop
-        self._selector = selectors.DefaultSelector()
-        self._bell, self._rings = socket.socketpair()
-        self._bell.setblocking(False)
-        self._rings.setblocking(False)
-        self._selector.register(self._bell, selectors.EVENT_READ)
         self._posted: deque[Splice | None] = deque()
         self._ended: deque[Splice] = deque()
         self._is_asleep = False
         self._is_told = False
         self._n_splices = 0
-        threading.Thread(target=self._run, name="lane", daemon=True).start()
+        with ExitStack() as opened:
+            self._selector = opened.enter_context(selectors.DefaultSelector())
+            self._bell, self._rings = map(opened.enter_context, socket.socketpair())
+            self._bell.setblocking(False)
+            self._rings.setblocking(False)
+            self._selector.register(self._bell, selectors.EVENT_READ)
+            threading.Thread(target=self._run, name="lane", daemon=True).start()
+            opened.pop_all()  # from here on they are the thread's, which closes them
 
     def __len__(self) -> int:
         """Splices that are on their way."""

@@ -230,7 +230,11 @@ class Sender:
         if body.is_zero_copy:
             await body.drain()
         while offset < end and body.is_zero_copy:
-            offset = await body.splice(self._lanes.begin(self._disk, body.out, fd, offset, end, body.sent))
+            splice = self._lanes.begin(self._disk, body.out, fd, offset, end, body.sent)
+            if splice is None:
+                body.is_zero_copy = False  # the copying path needs no descriptor and no thread
+                break
+            offset = await body.splice(splice)
             if offset < end and body.is_zero_copy:
                 offset += await self._send_cold(body, fd, offset, min(offset + TURN_BYTES, end))
         await self._copy(body, fd, offset, end)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from aiohttp import web
@@ -177,6 +178,27 @@ async def listening(
         yield host, int(port)
     finally:
         await server.aclose(0.0)
+
+
+def none_left(n_free: int = 0) -> ExitStack:
+    """Every descriptor that this process may have is taken, but for `n_free`; until it is closed."""
+    held = ExitStack()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.open(os.devnull, os.O_RDONLY)]
+
+    def give_back() -> None:
+        for fd in taken:
+            os.close(fd)
+
+    held.callback(give_back)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 4, before[1]))
+    held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+    with suppress(OSError):
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    for _ in range(n_free):
+        os.close(taken.pop())
+    return held
 
 
 def whole(path: Path) -> Callable[[web.BaseRequest], tuple[BlobSource, Sequence[Part]]]:

@@ -42,6 +42,7 @@ from tests.support.serving import (
     get,
     head_of,
     listening,
+    none_left,
     port,
     reset,
     whole,
@@ -428,6 +429,23 @@ async def test_a_disk_that_fails_halfway_says_what_is_left_to_send(blob: Path, i
     failing.close()
     good.close()
     assert [(failed.rest, failed.is_short) for failed in failures] == [((Range(300_000, len(PATTERN)),), False)]
+
+
+async def test_without_descriptors_for_a_lane_the_body_is_copied(blob: Path) -> None:
+    """The last descriptor is the body's own; a body that has begun is not broken for want of more."""
+    sender = Sender(ManualClock())
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(len(PATTERN))})
+        source = LocalFile(FileBlob(blob))
+        with none_left(1):
+            await sender.send(request, response, source, (Range(0, len(PATTERN)),))
+        return response
+
+    async with listening(answer) as address, connected(address) as (reader, writer):
+        writer.write(get())
+        assert await body_of(reader) == PATTERN
+    sender.close()
 
 
 async def test_a_file_shorter_than_its_blob_ends_the_body_short(blob: Path, disk: Disk) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from proxy.web.lanes import TURN_BYTES, Disk, Lanes, Splice
-from tests.support.serving import PATTERN, FileBlob
+from tests.support.serving import PATTERN, FileBlob, none_left
 
 
 class Pretending(Disk):
@@ -36,6 +36,13 @@ def nothing(_: int) -> None:
     """Counts nothing."""
 
 
+def begun(running: Lanes, disk: Disk, out: socket.socket, fd: int, end: int) -> Splice:
+    """A splice from the beginning of a file, on a lane that is there."""
+    splice = running.begin(disk, out.fileno(), fd, 0, end, nothing)
+    assert splice is not None
+    return splice
+
+
 @asynccontextmanager
 async def lanes(n_lanes: int, n_pairs: int) -> AsyncIterator[tuple[Lanes, list[socket.socket]]]:
     """Lanes, and connections that nobody reads from."""
@@ -56,7 +63,7 @@ async def test_connections_that_can_all_be_written_to_have_one_turn_each_round()
     """Fair between connections: nobody gets ahead of the others by more than its turn."""
     disk = Pretending()
     async with lanes(1, 5) as (running, connections):
-        splices = [running.begin(disk, each.fileno(), -1, 0, 8 * TURN_BYTES, nothing) for each in connections]
+        splices = [begun(running, disk, each, -1, 8 * TURN_BYTES) for each in connections]
         disk.may_begin.set()
         await asyncio.gather(*(splice.over for splice in splices))
         assert all(splice.offset == splice.end for splice in splices)
@@ -71,9 +78,9 @@ async def test_splices_are_spread_over_as_many_lanes_as_there_may_be() -> None:
     disk = Pretending()
     before = threading.active_count()
     async with lanes(3, 7) as (running, connections):
-        one = running.begin(disk, connections[0].fileno(), -1, 0, 1, nothing)
+        one = begun(running, disk, connections[0], -1, 1)
         assert threading.active_count() == before + 1
-        others = [running.begin(disk, each.fileno(), -1, 0, 1, nothing) for each in connections[1:]]
+        others = [begun(running, disk, each, -1, 1) for each in connections[1:]]
         assert threading.active_count() == before + 3
         disk.may_begin.set()
         await asyncio.gather(*(splice.over for splice in [one, *others]))
@@ -96,7 +103,7 @@ async def test_a_splice_that_is_dropped_is_over_and_its_descriptor_is_not_touche
     disk = Watched()
     async with lanes(1, 1) as (running, connections):
         blob = FileBlob(path)
-        splice = running.begin(disk, connections[0].fileno(), blob.fd, 0, len(PATTERN), nothing)
+        splice = begun(running, disk, connections[0], blob.fd, len(PATTERN))
         await until(lambda: len(touched) >= 1)
         splice.drop()
         splice.drop()
@@ -108,7 +115,7 @@ async def test_a_splice_that_is_dropped_is_over_and_its_descriptor_is_not_touche
         other.setblocking(False)
         with other, its_end:
             blob = FileBlob(path)
-            small: Splice = running.begin(disk, other.fileno(), blob.fd, 0, 1, nothing)
+            small = begun(running, disk, other, blob.fd, 1)
             await small.over
             splice.drop()  # long over: nothing happens
             assert its_end.recv(10) == PATTERN[:1]
@@ -128,12 +135,27 @@ async def test_a_bug_while_sending_ends_one_splice_and_not_the_lane() -> None:
     disk = Broken()
     disk.may_begin.set()
     async with lanes(1, 1) as (running, connections):
-        broken = running.begin(disk, connections[0].fileno(), -2, 0, 10, nothing)
+        broken = begun(running, disk, connections[0], -2, 10)
         await broken.over
         assert isinstance(broken.error, ZeroDivisionError)
-        sound = running.begin(disk, connections[0].fileno(), -1, 0, 10, nothing)
+        sound = begun(running, disk, connections[0], -1, 10)
         await sound.over
         assert (sound.offset, sound.error) == (10, None)
+
+
+async def test_without_descriptors_there_is_no_further_lane_and_nothing_is_left_open() -> None:
+    """Whoever has none is told so and sends otherwise; those there are take what comes."""
+    disk = Pretending()
+    async with lanes(2, 2) as (running, connections):
+        with none_left():
+            assert running.begin(disk, connections[0].fileno(), -1, 0, 1, nothing) is None
+        first = begun(running, disk, connections[0], -1, 1)
+        n_threads = threading.active_count()
+        with none_left():
+            second = begun(running, disk, connections[1], -1, 1)
+        assert threading.active_count() == n_threads
+        disk.may_begin.set()
+        await asyncio.gather(first.over, second.over)
 
 
 async def until(holds: Callable[[], bool]) -> None:
