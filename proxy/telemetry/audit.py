@@ -1,17 +1,18 @@
 """The audit log: what was refused and what was changed, one JSON object a line, only ever appended to.
 
 Its own file, so that it outlives the log's retention; turned over by size, the oldest thrown away. Written by a thread
-of its own: a slow disk must not hold the loop. What cannot be written in time is counted, and the count is written.
+of its own: a slow disk must not hold the loop. What cannot be written, or not in time, is counted, and the count is
+written.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
 
 from proxy.events import Answered, Changed, Event
 from proxy.telemetry.log import MAX_CLIENT_CHARS, LineWriter
@@ -28,40 +29,56 @@ def file_bytes(n_bytes: int) -> int:
 
 
 class TurningFile:
-    """A text file to append to that is turned over: `audit.jsonl`, `audit.jsonl.1`, … Written by one thread alone."""
+    """A text file to append to that is turned over: `audit.jsonl`, `audit.jsonl.1`, … Written by one thread alone.
+
+    What a disk takes in part is taken back: there is never half a line, and after a failure it goes on by itself.
+    """
 
     def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES, n_old: int = N_OLD) -> None:
         """Raises OSError when the file cannot be opened."""
         self._path = path
         self._max_bytes = max_bytes
         self._n_old = n_old
+        self._fd = -1
+        self._n_bytes = 0
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._trim()
-        self._file = self._opened()
+        self._open()
 
     def write(self, text: str) -> int:
         """Append ASCII lines; one that is longer than a whole file may be is left out. Raises OSError."""
-        if self._file.tell() + len(text) <= self._max_bytes:
-            return self._file.write(text)
+        if self._fd < 0:
+            self._open()  # an earlier turn failed half-way
+        if self._n_bytes + len(text) <= self._max_bytes:
+            return self._append(text)
         return sum(map(self._write_line, text.splitlines(keepends=True)))
 
     def _write_line(self, line: str) -> int:
         if len(line) > self._max_bytes:
             return 0
-        if self._file.tell() + len(line) > self._max_bytes:
+        if self._n_bytes + len(line) > self._max_bytes:
             self._turn()
-        return self._file.write(line)
+        return self._append(line)
+
+    def _append(self, text: str) -> int:
+        n = os.write(self._fd, text.encode("ascii"))
+        if n < len(text):
+            os.ftruncate(self._fd, self._n_bytes)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._n_bytes += n
+        return n
 
     def flush(self) -> None:
-        """Hand it to the operating system."""
-        self._file.flush()
+        """Nothing is held back."""
 
     def close(self) -> None:
-        """No more lines."""
-        self._file.close()
+        """No more lines. May be called more than once."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def _turn(self) -> None:
-        self._file.close()
+        self.close()
         for number in range(self._n_old, 0, -1):
             older = self._path.with_name(f"{self._path.name}.{number}")
             newer = self._path.with_name(f"{self._path.name}.{number - 1}") if number > 1 else self._path
@@ -69,7 +86,7 @@ class TurningFile:
                 os.replace(newer, older)
             except FileNotFoundError:
                 continue
-        self._file = self._opened()
+        self._open()
 
     def _trim(self) -> None:
         """An earlier life may have kept more: what would have been turned over by now goes, the oldest first."""
@@ -83,8 +100,9 @@ class TurningFile:
             except FileNotFoundError:
                 continue
 
-    def _opened(self) -> TextIO:
-        return open(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "a")
+    def _open(self) -> None:
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._n_bytes = os.fstat(self._fd).st_size
 
 
 class Audit:
@@ -94,6 +112,7 @@ class Audit:
         """`wall` gives seconds since 1970."""
         self._writer = writer
         self._wall = wall
+        writer.of_dropped = lambda n: self._written("dropped", lines=n)
 
     def observe(self, event: Event) -> None:
         """Write the event, if it belongs here."""
@@ -114,5 +133,8 @@ class Audit:
             self._line("changed", what=event.what, name=event.name, how=event.how)
 
     def _line(self, kind: str, **words: str | int) -> None:
+        self._writer.line(self._written(kind, **words))
+
+    def _written(self, kind: str, **words: str | int) -> str:
         now = datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds")
-        self._writer.line(json.dumps({"time": now, "event": kind} | {key: word for key, word in words.items() if word}))
+        return json.dumps({"time": now, "event": kind} | {key: word for key, word in words.items() if word})

@@ -1,7 +1,7 @@
 """One line per request and per thing worth knowing; JSON or readable; safe against what clients put into it.
 
 Lines are written by a thread of their own: a slow terminal or a full pipe must not hold the loop. What cannot be
-written in time is dropped and counted, never piled up.
+written, or not in time, is dropped and counted, never piled up.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class LineWriter:
         lines = []
         while self._lines:  # not a swap of lists: a line appended to the old one meanwhile would be lost
             lines.append(self._lines.popleft())
+        n_lines = len(lines)
         dropped, self._n_dropped = self._n_dropped, 0
         if dropped:
             lines.append(self.of_dropped(dropped))
@@ -106,7 +107,7 @@ class LineWriter:
             self._stream.write("\n".join(lines) + "\n")
             self._stream.flush()
         except (OSError, ValueError):
-            pass  # nobody reads the log any more; serving goes on
+            self._n_dropped += dropped + n_lines  # a disk may come back; where nobody reads any more, serving goes on
 
 
 class EventLog:
@@ -123,8 +124,11 @@ class EventLog:
         self._requests = requests
         #: Moves when the settings of the log do: lines that were prepared for the old ones are prepared anew.
         self._n_adjusted = 0
-        self._second, self._up_to_second = -1, ""
-        writer.of_dropped = lambda n: self._line("warning", f"{n} log lines were dropped: the log is read too slowly")
+        #: A second and how it is written, put here as one: the writing thread stamps lines, too.
+        self._stamped = (-1, "")
+        writer.of_dropped = lambda n: self._line(
+            "warning", f"{n} log lines were dropped: it is read too slowly, or fails"
+        )
 
     def adjust(self, *, as_json: bool, level: str, requests: str) -> None:
         """From the next line on like this."""
@@ -229,11 +233,11 @@ class EventLog:
 
     def _stamp(self, wall: float) -> str:
         """ISO 8601 in UTC to the millisecond. The date is worked out once a second."""
-        second = int(wall)
-        if second != self._second:
-            self._second = second
-            self._up_to_second = datetime.fromtimestamp(second, UTC).isoformat()[:-6]
-        return f"{self._up_to_second}.{int((wall - second) * 1000):03d}+00:00"
+        second, (stamped, text) = int(wall), self._stamped
+        if second != stamped:
+            text = datetime.fromtimestamp(second, UTC).isoformat()[:-6]
+            self._stamped = (second, text)
+        return f"{text}.{int((wall - second) * 1000):03d}+00:00"
 
 
 class LoggingBridge(logging.Handler):

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import resource
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from proxy.events import Answered, Changed
 from proxy.telemetry.audit import Audit, TurningFile
@@ -94,3 +101,75 @@ def test_what_a_larger_life_left_is_trimmed_at_the_start(tmp_path: Path) -> None
         (tmp_path / name).write_text("x" * 150)
     TurningFile(path, max_bytes=100, n_old=2).close()
     assert sorted(each.name for each in tmp_path.iterdir()) == ["audit.jsonl", "audit.jsonl.1"]
+
+
+@contextmanager
+def files_of_at_most(n_bytes: int) -> Iterator[None]:
+    """A disk that takes the beginning of a line and not the rest."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_takes_half_a_line_has_none_of_it(tmp_path: Path) -> None:
+    """One JSON object a line, also of those around a failure; what comes when there is room again is written."""
+    path = tmp_path / "audit.jsonl"
+    file = TurningFile(path)
+    file.write("a" * 60 + "\n")
+    with files_of_at_most(100), pytest.raises(OSError, match=r"\[Errno"):
+        file.write("b" * 60 + "\n")
+    assert path.read_text() == "a" * 60 + "\n"
+    file.write("c\n")
+    file.close()
+    assert path.read_text() == "a" * 60 + "\nc\n"
+
+
+def test_a_turn_that_fails_is_not_the_end_of_the_log(tmp_path: Path) -> None:
+    """The folder is gone in the middle of it; once it is back, so is the log."""
+    path = tmp_path / "audit" / "audit.jsonl"
+    file = TurningFile(path, max_bytes=100, n_old=1)
+    file.write("a" * 60 + "\n")
+    shutil.rmtree(path.parent)
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            file.write("b" * 60 + "\n")
+    path.parent.mkdir()
+    file.write("c\n")
+    file.close()
+    assert path.read_text() == "c\n"
+
+
+class Failing:
+    """A sink that takes nothing until it is mended."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.is_broken = True
+        self.failed = threading.Event()
+
+    def write(self, text: str) -> int:
+        if self.is_broken:
+            self.failed.set()
+            raise OSError("no room")
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+def test_lines_that_are_lost_are_counted_in_a_line_like_all_others() -> None:
+    """Whoever reads the audit log by a program sees that something is missing, and is not stopped by it."""
+    sink = Failing()
+    writer = LineWriter(sink)
+    audit = Audit(writer, lambda: 0.0)
+    audit.observe(refused())
+    assert sink.failed.wait(30)
+    sink.is_broken = False
+    audit.observe(refused(status=401))
+    writer.close()
+    kinds = [(line["event"], line.get("lines")) for line in map(json.loads, sink.text.splitlines())]
+    assert kinds == [("denied", None), ("dropped", 1)]
