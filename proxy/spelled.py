@@ -64,6 +64,11 @@ def sentence(text: str) -> str:
     return text[0].upper() + text[1:] + ("" if text[-1] in ".!?…" else ".")
 
 
+def plain(text: str) -> str:
+    """Text without control characters: what an upstream says may carry a terminal's commands."""
+    return "".join(sign if sign.isprintable() else "�" for sign in text)
+
+
 def budget(told: Mapping[str, Any]) -> str:
     """What upstream last said of its rate limit, each part as far as it is known."""
     left, limit, window = (told.get(name) for name in ("remaining", "limit", "window_s"))

@@ -76,6 +76,20 @@ def _load(config: str | None, options: Iterable[tuple[str, Place, Any]] = ()) ->
     return load(config, options)
 
 
+def _ask(config: str | None, admin_listen: str | None, path: str) -> Any:
+    """What the running Breakwater answers to GET `path`, asked at `admin_listen` if given, else where the settings say."""
+    from proxy.cli import asking
+    from proxy.settings.values import address_of
+
+    if admin_listen is None:
+        return asking.ask(_load(config).settings.server.admin_listen, path)
+    try:
+        address = address_of(admin_listen)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--admin-listen") from error
+    return asking.ask(address, path)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="breakwater", message="%(prog)s %(version)s")
 def cli() -> None:
@@ -181,17 +195,9 @@ def status(config: str | None, admin_listen: str | None, as_json: bool) -> None:
 
     Outcomes of requests, bytes, the store, transfers and the health of upstreams, from its admin listener.
     """
-    from proxy.cli import asking, status_text
-    from proxy.settings.values import address_of
+    from proxy.cli import status_text
 
-    if admin_listen is not None:
-        try:
-            address = address_of(admin_listen)
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--admin-listen") from error
-    else:
-        address = _load(config).settings.server.admin_listen
-    answer = asking.ask(address, "/api/v1/status")
+    answer = _ask(config, admin_listen, "/api/v1/status")
     if as_json:
         click.echo(json.dumps(answer, indent=2, ensure_ascii=not sys.stdout.isatty()))
     else:
@@ -227,30 +233,9 @@ def hosts_toml(
     click.echo(text_for(client, mirror, upstreams), nl=False)
 
 
-# -- prefetch, export, import ------------------------------------------------------------------------------------------
+# -- commands of the other modules -------------------------------------------------------------------------------------
 
-from proxy.cli import carry  # noqa: E402 – it uses what is above
+from proxy.cli import carry, contents, keeping, projects  # noqa: E402 – they use what is above
 
-for _command in carry.commands:
-    cli.add_command(_command)
-
-
-# -- ls, purge, robot, explain, du --------------------------------------------------------------------------------------
-
-from proxy.cli import contents  # noqa: E402 – it uses what is above
-
-for _command in contents.commands:
-    cli.add_command(_command)
-
-from proxy.cli import projects  # noqa: E402 – it uses what is above
-
-for _command in projects.commands:
-    cli.add_command(_command)
-
-
-# -- verify ------------------------------------------------------------------------------------------------------------
-
-from proxy.cli import keeping  # noqa: E402 – it uses what is above
-
-for _command in keeping.commands:
+for _command in (*carry.commands, *contents.commands, *projects.commands, *keeping.commands):
     cli.add_command(_command)

@@ -29,7 +29,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(PATIENCE_S)
+        self.sock.settimeout(self.timeout)  # as for TCP: whoever asks for long work has set it meanwhile
         self.sock.connect(self._path)
 
 
@@ -45,7 +45,7 @@ def ask(address: Address, path: str) -> Any:
         raise NoAnswer(f"no answer from {address}: {why}; is it running, with these settings?") from error
     finally:
         connection.close()
-    if response.status in (400, 404) and (said := _said(body)):
+    if response.status in (400, 404) and (said := sentence_of(body)):
         raise Refused(said)
     if response.status != 200:
         raise NoAnswer(f"{address} answered {response.status} to {path}; is that the admin listener of a Breakwater?")
@@ -55,7 +55,7 @@ def ask(address: Address, path: str) -> Any:
         raise NoAnswer(f"{address} answered no JSON to {path}; is that the admin listener of a Breakwater?") from error
 
 
-def _said(body: bytes) -> str:
+def sentence_of(body: bytes) -> str:
     """The sentence of an error, in the registry's envelope or the plain one; "" where there is none."""
     try:
         document = json.loads(body)

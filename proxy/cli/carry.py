@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from proxy.cli import FAILED, _config, _load
+from proxy.spelled import plain, size
 
 Each = Callable[[Mapping[str, Any]], None]
 
@@ -204,7 +205,6 @@ def _contents(path: Path) -> bytes:
 def _say_written(contents: bytes, names: list[Path], n_bytes: int, as_json: bool) -> None:
     from proxy.oci.digest import Digest
     from proxy.oci.layout import Contents
-    from proxy.spelled import size
 
     read = Contents.parse(contents)
     if as_json:
@@ -370,14 +370,12 @@ def _text(name: str) -> str:
 
 def _finish(report: Mapping[str, Any], as_json: bool) -> None:
     """Print the report, and end with 1 when something is missing."""
-    from proxy.spelled import size
-
     if as_json:
         click.echo(json.dumps(report, indent=2, ensure_ascii=False))
     else:
         for image in report["images"]:
             for what, why in image["missing"].items():
-                click.echo(_plain(f"missing  {image['reference']}  {what}: {why}"))
+                click.echo(plain(f"missing  {image['reference']}  {what}: {why}"))
         fetched = report.get("fetched_bytes") or sum(image.get("fetched_bytes", 0) for image in report["images"])
         n_bytes = sum(image.get("n_bytes", 0) for image in report["images"])
         click.echo(
@@ -416,18 +414,16 @@ class _Progress:
         if self._bars is not None:
             self._draw(step)
         elif not self._is_quiet and step.get("what") in ("resolved", "done", "missing"):
-            from proxy.spelled import size
-
             what, n_bytes = str(step["what"]), int(step.get("of_bytes") or 0)
             click.echo(
-                _plain(f"{what:8} {step['reference']}  {size(n_bytes)}  {step.get('sentence') or ''}".rstrip()),
+                plain(f"{what:8} {step['reference']}  {size(n_bytes)}  {step.get('sentence') or ''}".rstrip()),
                 err=True,
             )
 
     def _draw(self, step: Mapping[str, Any]) -> None:
         name, what = str(step["reference"]), step.get("what")
         if name not in self._tasks:
-            self._tasks[name] = self._bars.add_task(_plain(name)[-60:], total=None)
+            self._tasks[name] = self._bars.add_task(plain(name)[-60:], total=None)
         task = self._tasks[name]
         if what == "resolved":
             self._bars.update(task, total=step["of_bytes"])
@@ -437,10 +433,5 @@ class _Progress:
             self._bars.advance(task, step["n_bytes"])
             self._bars.advance(self._all, step["n_bytes"])
         elif what in ("done", "missing"):
-            self._bars.console.print(_plain(f"{what:8} {name}  {step.get('sentence') or ''}".rstrip()), markup=False)
+            self._bars.console.print(plain(f"{what:8} {name}  {step.get('sentence') or ''}".rstrip()), markup=False)
             self._bars.remove_task(task)
-
-
-def _plain(text: str) -> str:
-    """Without control characters: what an upstream says may carry a terminal's commands."""
-    return "".join(sign if sign.isprintable() else "�" for sign in text)

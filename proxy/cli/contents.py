@@ -14,6 +14,7 @@ import click
 
 from proxy.cli import _config, _load
 from proxy.errors import BadRequest
+from proxy.spelled import size
 
 if TYPE_CHECKING:
     from proxy.web.operations import Seen
@@ -57,8 +58,6 @@ def ls(config: str | None, words: tuple[str, ...], project: str, limit: int, as_
 
 
 def _show(answer: Mapping[str, Any]) -> None:
-    from proxy.spelled import size
-
     for one in answer["images"]:
         name = f"{one['upstream']}/{one['repository']}"
         click.echo(f"{name}  project {one['project']}, {size(one['cached_bytes'])}, {one['n_manifests']} manifests")
@@ -111,8 +110,6 @@ def purge(config: str | None, what: str, project: str, dry_run: bool, as_json: b
 
 
 def _tell(report: Mapping[str, Any]) -> None:
-    from proxy.spelled import size
-
     for tag in report["tags"]:
         click.echo(tag)
     said = "would go" if report["dry_run"] else "purged"

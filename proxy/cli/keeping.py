@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import click
 
 from proxy.cli import FAILED, _config, _load
-from proxy.cli.carry import _plain
+from proxy.spelled import plain, size
 
 if TYPE_CHECKING:
     from proxy.engine.pins import Pins
@@ -37,7 +37,7 @@ def verify(config: str | None, as_json: bool, repair: bool) -> None:
 
     def step(told: Mapping[str, Any]) -> None:
         if not as_json and told.get("what") != "right":
-            click.echo(_plain(f"{told.get('what')}  {told.get('digest')}"), err=True)
+            click.echo(plain(f"{told.get('what')}  {told.get('digest')}"), err=True)
 
     if talking.serves(settings):
         path = "/api/v1/verify?" + urlencode({"repair": str(repair).lower()})
@@ -50,12 +50,10 @@ def verify(config: str | None, as_json: bool, repair: bool) -> None:
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
-        from proxy.spelled import size
-
         for digest, came in report["rotten"].items():
-            click.echo(_plain(f"rotten      {digest}  {came or 'quarantined; the next pull fetches it again'}"))
+            click.echo(plain(f"rotten      {digest}  {came or 'quarantined; the next pull fetches it again'}"))
         for digest, why in report["unreadable"].items():
-            click.echo(_plain(f"unreadable  {digest}  {why}"))
+            click.echo(plain(f"unreadable  {digest}  {why}"))
         for digest in report["miscounted"]:
             click.echo(f"miscounted  {digest}")
         click.echo(
@@ -77,7 +75,6 @@ def pins(config: str | None, as_json: bool) -> None:
     References that were pinned by prefetch --pin, import --pin or the list of [prefetch], with what they keep.
     """
     from proxy.cli import asking, talking
-    from proxy.spelled import size
 
     settings = _load(config).settings
     if talking.serves(settings):
@@ -92,7 +89,7 @@ def pins(config: str | None, as_json: bool) -> None:
     for pin in answer["pins"]:
         why = ", listed" if pin["listed"] else ""
         project = f", project {pin['project']}" if pin["project"] else ""
-        click.echo(_plain(f"{pin['reference']}  {size(pin['bytes'])}{project}{why}"))
+        click.echo(plain(f"{pin['reference']}  {size(pin['bytes'])}{project}{why}"))
     click.echo(f"{len(answer['pins'])} pinned, {size(answer['kept_bytes'])} together")
 
 
@@ -113,7 +110,6 @@ def unpin(config: str | None, references: tuple[str, ...], project: str, as_json
     What the list of [prefetch] names is pinned again at its next run.
     """
     from proxy.cli import talking
-    from proxy.spelled import size
 
     settings = _load(config).settings
     gone: list[Mapping[str, Any]] = []
@@ -131,7 +127,7 @@ def unpin(config: str | None, references: tuple[str, ...], project: str, as_json
         click.echo(json.dumps({"unpinned": gone, "kept_bytes": kept_bytes}, indent=2))
         return
     for pin in gone:
-        click.echo(_plain(f"unpinned  {pin['reference']}  {size(pin['bytes'])}"))
+        click.echo(plain(f"unpinned  {pin['reference']}  {size(pin['bytes'])}"))
     click.echo(f"{size(kept_bytes)} still pinned")
 
 

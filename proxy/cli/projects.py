@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import click
 
-from proxy.cli import FAILED, _config, _load
+from proxy.cli import FAILED, _ask, _config, _load
 from proxy.spelled import size
 
 #: What a secret begins with, so that scanners for leaked secrets can know one.
@@ -122,7 +122,7 @@ def explain(
     Nothing is fetched. Exits with 1 when the verdict is no.
     """
     query = {"ref": reference} | ({"as": robot_name} if robot_name else {})
-    answer = _asked(config, admin_listen, f"/api/v1/explain?{urlencode(query)}")
+    answer = _ask(config, admin_listen, f"/api/v1/explain?{urlencode(query)}")
     if as_json:
         click.echo(json.dumps(answer, indent=2, ensure_ascii=not sys.stdout.isatty()))
     else:
@@ -159,7 +159,7 @@ def du(config: str | None, admin_listen: str | None, as_json: bool, recount: boo
     A project pays the full size of every stored blob that was requested through it; bytes that several pay for are on
     disk once.
     """
-    answer = _recounted(config, admin_listen) if recount else _asked(config, admin_listen, "/api/v1/usage")
+    answer = _recounted(config, admin_listen) if recount else _ask(config, admin_listen, "/api/v1/usage")
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
@@ -199,18 +199,6 @@ def _recounted(config: str | None, admin_listen: str | None) -> Any:
             "--recount needs the admin token, and that is found by the settings: leave --admin-listen"
         )
     return talking.fetched(_load(config).settings, "/api/v1/recount", b"{}", lambda _: None)
-
-
-def _asked(config: str | None, admin_listen: str | None, path: str) -> Any:
-    from proxy.cli import asking
-    from proxy.settings.values import address_of
-
-    if admin_listen is None:
-        return asking.ask(_load(config).settings.server.admin_listen, path)
-    try:
-        return asking.ask(address_of(admin_listen), path)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--admin-listen") from error
 
 
 commands: tuple[click.Command, ...] = (robot, explain, du)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from proxy.spelled import duration, size
+from proxy.spelled import duration, plain, size
 
 OUTCOMES = ("hit", "coalesced", "miss", "stale", "denied", "failed")
 
@@ -16,7 +16,7 @@ _DIGEST_SIGNS = len("sha256:") + 12
 
 def text_of(status: Mapping[str, Any]) -> str:
     """The whole table, ending in a newline. Nothing in it can move a terminal's cursor."""
-    return "\n".join(_plain(line) for line in _lines(status)) + "\n"
+    return "\n".join(plain(line) for line in _lines(status)) + "\n"
 
 
 def _lines(status: Mapping[str, Any]) -> Iterator[str]:
@@ -93,8 +93,3 @@ def _table(rows: Sequence[Sequence[str]], *, right: Sequence[int]) -> Iterator[s
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         yield "  ".join(cells).rstrip()
-
-
-def _plain(text: str) -> str:
-    """Text without control characters: an upstream's error may carry a terminal's commands."""
-    return "".join(sign if sign.isprintable() else "�" for sign in text)

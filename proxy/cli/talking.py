@@ -9,12 +9,14 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from proxy import admin_token
-from proxy.cli.asking import NoAnswer, Refused, ask, connection_to
+from proxy.cli.asking import NoAnswer, Refused, ask, connection_to, sentence_of
 from proxy.settings import Settings
 
 #: Seconds without a line before a server counts as gone: one blob of any size may pass between two lines.
@@ -40,11 +42,12 @@ def told(
 ) -> dict[str, Any]:
     """POST `body` to `path`; `each` gets every line but the last, which is the report.
 
-    Raises Refused for an error that the server tells, NoAnswer where it stops answering.
+    Raises Refused for an error that the server tells, NoAnswer where it stops answering, and what reading `body` raises.
     """
     address = settings.server.admin_listen
     connection = connection_to(address)
     connection.timeout = PATIENCE_S
+    sending: _Sending | None = None
     try:
         connection.connect()
         connection.putrequest("POST", path)
@@ -64,6 +67,8 @@ def told(
             sending.end()
         raise NoAnswer(f"{address} stopped in the middle of its answer to {path}")
     except (OSError, http.client.HTTPException, ValueError) as error:
+        if sending is not None and error is sending.failure:
+            raise
         raise NoAnswer(f"{address}: {str(error) or type(error).__name__}") from error
     finally:
         connection.close()
@@ -80,7 +85,7 @@ def fetched(settings: Settings, path: str, body: bytes, take: Callable[[bytes], 
         connection.request("POST", path, body, {"Content-Type": "application/json", **_token(settings)})
         response = connection.getresponse()
         if response.status != 200:
-            raise Refused(_why(response.status, response.read(1 << 16)))
+            raise _refused(response)
         if response.getheader("Content-Type", "").startswith("application/json"):
             report: dict[str, Any] = json.loads(response.read())
             return report
@@ -107,16 +112,22 @@ class _Sending(threading.Thread):
         """Until the body ends, or nobody wants more of it."""
         try:
             for piece in self._body:
-                if self._is_over.is_set():
+                if self._is_over.is_set() or (piece and not self._sent(b"%x\r\n%b\r\n" % (len(piece), piece))):
                     return
-                if piece:
-                    self._socket.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
-            self._socket.sendall(b"0\r\n\r\n")
-        except OSError:
-            pass  # the server has said why, or its answer ends short
+            self._sent(b"0\r\n\r\n")
         except BaseException as error:  # noqa: BLE001  # raised again by `end`, in the thread that waits
             self.failure = error
-            self._socket.close()
+            # To close it would wake nobody: the answer's reader has it open as well, and would wait for a server that
+            # waits for the rest of the body.
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _sent(self, chunk: bytes) -> bool:
+        try:
+            self._socket.sendall(chunk)
+        except OSError:
+            return False  # the server has said why, or its answer ends short
+        return True
 
     def end(self) -> None:
         """Stop sending. Raises what reading the body raised."""
@@ -129,19 +140,13 @@ class _Sending(threading.Thread):
 def _lines(connection: http.client.HTTPConnection) -> Iterator[dict[str, Any]]:
     response = connection.getresponse()
     if response.status != 200:
-        raise Refused(_why(response.status, response.read(1 << 16)))
+        raise _refused(response)
     while line := response.readline():
         yield json.loads(line)
 
 
-def _why(status: int, body: bytes) -> str:
-    try:
-        said = json.loads(body)
-        if isinstance(said.get("error"), str):
-            return str(said["error"])
-        return str(said["errors"][0]["message"])
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        return f"the server answered {status}"
+def _refused(response: http.client.HTTPResponse) -> Refused:
+    return Refused(sentence_of(response.read(1 << 16)) or f"the server answered {response.status}")
 
 
 def _token(settings: Settings) -> dict[str, str]:
