@@ -5,27 +5,15 @@
     settings.upstreams[SourceHost("docker.io")].tag_ttl      # 600.0 seconds
 
 Pure: finding and reading the file and the environment is `proxy/settings_file.py`. Attributes mirror the TOML names
-(see `model.py`); durations are seconds, sizes bytes, rates bytes per second, lists tuples; nothing can be changed.
+(see `model.py` and `upstreams.py`); durations are seconds, sizes bytes, rates bytes per second, lists tuples; nothing can
+be changed.
 """
 
 from proxy.settings.contradictions import effective_default
 from proxy.settings.layers import Layer, Origin, built_in_layer, environment_layer, file_layer
-from proxy.settings.model import (
-    Credentials,
-    Endpoint,
-    Log,
-    Policy,
-    Project,
-    Robot,
-    Server,
-    Settings,
-    Store,
-    TimedRate,
-    Tls,
-    Transfers,
-    Upstream,
-)
+from proxy.settings.model import Log, Policy, Project, Robot, Server, Settings, Store, Tls, Transfers
 from proxy.settings.reading import Effective, parse, read
+from proxy.settings.upstreams import Credentials, Endpoint, TimedRate, Upstream
 from proxy.settings.values import FOREVER, Address, Amount, TcpAddress, UnixAddress
 
 __all__ = [

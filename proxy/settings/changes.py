@@ -6,7 +6,8 @@ key is decided about and never just ignored.
 
 from __future__ import annotations
 
-from proxy.settings.model import Section, Settings
+from proxy.settings.fields import Section
+from proxy.settings.model import Settings
 
 #: Taken up by a reload. [upstreams], [projects], [policy] and [robots] are, with all their keys.
 LIVE = frozenset(

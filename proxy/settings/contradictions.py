@@ -10,7 +10,8 @@ from typing import Any
 from proxy.oci.names import SourceHost
 from proxy.settings import overlaps, values
 from proxy.settings.keys import Place, spelled
-from proxy.settings.model import Credentials, Project, Settings, TimedRate
+from proxy.settings.model import Project, Settings
+from proxy.settings.upstreams import Credentials, TimedRate
 
 #: The distribution-spec's limit of a manifest, which everyone keeps: 4 MiB.
 LARGEST_MANIFEST_BYTES = 4 * 2**20
@@ -171,6 +172,8 @@ def _of_bandwidth(entries: tuple[TimedRate, ...], place: Place) -> Iterator[Clas
             continue
         if entry.rate is None:
             yield Clash(((*place, number),), "says neither how fast nor when")
+        elif "zone" in entry.model_fields_set:
+            yield Clash(((*place, number, "zone"),), "is of no use without between")
         if number + 1 < len(entries):
             yield Clash(((*place, number + 1), (*place, number)), "is never reached: the entry before it always holds")
             return

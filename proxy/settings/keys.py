@@ -15,7 +15,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from proxy.settings.model import IsPath, Section, Settings
+from proxy.settings.fields import IsPath, Section
+from proxy.settings.model import Settings
 
 Place = tuple[str | int, ...]
 Pattern = tuple[str, ...]

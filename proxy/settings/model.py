@@ -1,8 +1,7 @@
-"""The sections and keys of the settings file, as frozen models.
+"""The sections and keys of the settings file, as frozen models; [upstreams] is in `upstreams.py`.
 
-Attributes mirror the TOML names: `settings.server.listen`, `settings.upstreams[SourceHost("docker.io")].tag_ttl`. Every
-key says what it is, its unit, and why its default is what it is; the reference in the README is generated from that
-(`proxy/settings/reference.py`), and `setting` demands it. Defaults are spelled as one would write them in the file.
+Attributes mirror the TOML names: `settings.server.listen`, `settings.upstreams[SourceHost("docker.io")].tag_ttl`.
+Defaults are spelled as one would write them in the file.
 
 Values are ready for use: durations are seconds (float), sizes are bytes (int), rates are bytes per second (int), lists
 are tuples, source hosts are `SourceHost`. Nothing is mutable. Checks that need two keys are in `contradictions.py`.
@@ -11,101 +10,39 @@ are tuples, source hosts are `SourceHost`. Nothing is mutable. Checks that need 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from datetime import tzinfo
-from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import BeforeValidator
 
 from proxy.oci.names import SourceHost
 from proxy.settings import values
-
-T = TypeVar("T")
-
-
-class IsPath:
-    """Marks a key that holds a path in the file system; relative ones are taken from the folder of their file."""
-
-
-def _listed(value: Any) -> Any:
-    """One value stands for a list of it; TOML's lists become tuples."""
-    if isinstance(value, list):
-        return tuple(value)
-    return value if isinstance(value, tuple) else (value,)
-
-
-def _some_listed(value: Any) -> Any:
-    if not value and isinstance(value, (list, tuple)):
-        raise ValueError("expected at least one entry")
-    return _listed(value)
-
-
-def _addresses_listed(value: Any) -> Any:
-    """`url = "…"`, a list of such, or tables: all become tables."""
-    if not value and isinstance(value, (list, tuple)):
-        raise ValueError("expected at least one URL")
-    if isinstance(value, dict):
-        raise ValueError("a table stands in a list: url = [{ url = …, credentials = … }]")
-    return tuple({"url": entry} if isinstance(entry, str) else entry for entry in _listed(value))
-
-
-def _rates_listed(value: Any) -> Any:
-    """`bandwidth = "10MiB/s"`, or a list of tables: all become tables."""
-    if isinstance(value, dict):
-        raise ValueError('a table stands in a list: bandwidth = [{ rate = "10MiB/s", between = "08:00-18:00" }]')
-    return tuple({"rate": entry} if isinstance(entry, str) else entry for entry in _listed(value))
-
-
-def _maybe_source_host(value: Any) -> SourceHost | None:
-    return None if value in ("", None) else values.source_host_of(value)
-
-
-Size = Annotated[int, BeforeValidator(values.size_of)]
-Rate = Annotated[int, BeforeValidator(values.rate_of)]
-RateOrZero = Annotated[int, BeforeValidator(values.rate_or_zero_of)]
-Amount = Annotated[values.Amount, BeforeValidator(values.amount_of)]
-Duration = Annotated[float, BeforeValidator(values.duration_of)]
-DurationOrZero = Annotated[float, BeforeValidator(values.duration_or_zero_of)]
-Lasting = Annotated[float, BeforeValidator(values.lasting_of)]
-ListenAddress = Annotated[values.TcpAddress | values.UnixAddress, BeforeValidator(values.address_of)]
-Url = Annotated[str, BeforeValidator(values.url_of)]
-Path = Annotated[str, BeforeValidator(values.path_of), IsPath()]
-Host = Annotated[SourceHost, BeforeValidator(values.source_host_of)]
-AdminHost = Annotated[str, BeforeValidator(values.host_name_of)]
-ProjectName = Annotated[str, BeforeValidator(values.project_name_of)]
-ProjectPath = Annotated[str, BeforeValidator(values.project_path_of)]
-RepositoryGlob = Annotated[str, BeforeValidator(values.repository_glob_of)]
-TagGlob = Annotated[str, BeforeValidator(values.tag_glob_of)]
-Rule = Annotated[str, BeforeValidator(values.rule_of)]
-SecretHash = Annotated[SecretStr, AfterValidator(values.secret_hash_of)]
-Span = Annotated[values.Span, BeforeValidator(values.span_of)]
-Zone = Annotated[tzinfo, BeforeValidator(values.zone_of)]
-Instant = Annotated[float, BeforeValidator(values.instant_of)]
-Helper = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]
-Some = Annotated[tuple[T, ...], BeforeValidator(_listed)]
-K = TypeVar("K")
-Table = Annotated[Mapping[K, T], AfterValidator(MappingProxyType)]
-
-
-def setting(default: Any = ..., /, *, what: str, why: str, unit: str = "", instead: str = "") -> Any:
-    """A key of a section: its default as the file would spell it, what it is, its unit, and the reason of the default.
-
-    Without a default the key must be written, or something from outside the models stands in: `instead` says what.
-    `None` means that the key is absent unless written.
-    """
-    return Field(default, description=what, json_schema_extra={"unit": unit, "why": why, "instead": instead})
-
-
-class Section(BaseModel):
-    """A table of the file: frozen, nothing unknown, TOML's types as they are."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, validate_default=True, arbitrary_types_allowed=True
-    )
-
+from proxy.settings.fields import (
+    AdminHost,
+    Amount,
+    Count,
+    Duration,
+    DurationOrZero,
+    Host,
+    Instant,
+    ListenAddress,
+    Path,
+    ProjectName,
+    ProjectPath,
+    Rate,
+    RateOrZero,
+    RepositoryGlob,
+    Rule,
+    SecretHash,
+    Section,
+    Size,
+    Some,
+    Table,
+    TagGlob,
+    Url,
+    listed,
+    setting,
+)
+from proxy.settings.upstreams import Bandwidth, Credentials, Upstream
 
 # -- [server] ----------------------------------------------------------------------------------------------------------
 
@@ -120,6 +57,16 @@ class Tls(Section):
         what="CAs in PEM; clients must then show a certificate of one of them.",
         why="Most clusters tell nodes apart by network.",
     )
+
+
+def _some_listed(value: Any) -> Any:
+    if not value and isinstance(value, (list, tuple)):
+        raise ValueError("expected at least one entry")
+    return listed(value)
+
+
+def _maybe_source_host(value: Any) -> SourceHost | None:
+    return None if value in ("", None) else values.source_host_of(value)
 
 
 class Server(Section):
@@ -307,7 +254,7 @@ _PLATFORMS = re.compile(r"all|[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9]+)?(?:,[a-z0-9]+/[
 class Prefetch(Section):
     """Images that are to be here at all times."""
 
-    list: Annotated[tuple[Path, ...], BeforeValidator(_listed)] = setting(
+    list: Annotated[tuple[Path, ...], BeforeValidator(listed)] = setting(
         [],
         what="Files with image lists or Kubernetes manifests, as `breakwater prefetch -f` takes them; read anew for each "
         "run. What they list is fetched and never evicted.",
@@ -341,193 +288,6 @@ class Log(Section):
         "info",
         what="The least important line that is written.",
         why="One line for each request and each event worth an operator's eye.",
-    )
-
-
-# -- [upstreams."host"] ------------------------------------------------------------------------------------------------
-
-
-class Credentials(Section):
-    """How to identify ourselves: `username` with one of `password` and `password_file`; or another source, alone."""
-
-    username: str | None = setting(None, what="User name.", why="Public images need none.")
-    password: SecretStr | None = setting(
-        None,
-        what="Password or token, in the open; never printed.",
-        why="A file is better: settings end up in version control.",
-    )
-    password_file: Path | None = setting(
-        None,
-        what="File that holds the password or token; a closing newline is dropped.",
-        why="Public images need none.",
-    )
-    docker_config: Path | None = setting(
-        None, what="A Docker config.json with an entry for this host.", why="Public images need none."
-    )
-    helper: Helper | None = setting(
-        None,
-        what='A cloud\'s logins: "ecr", "ecr-public", "gar" (Google), "acr" (Azure); "github" or "gitlab" for a token in '
-        "`password_file`; any other name runs `docker-credential-<name>`.",
-        why="Public images need none.",
-    )
-    region: str | None = setting(
-        None, what='With "ecr": the AWS region.', why="ECR's own host names say it, and else AWS_REGION."
-    )
-    key_file: Path | None = setting(
-        None,
-        what='With "gar": a service account\'s key in JSON.',
-        why="Machines and pods at Google have a metadata server.",
-    )
-    tenant: str | None = setting(None, what='With "acr": the tenant.', why="A workload identity knows it.")
-    client_id: str | None = setting(
-        None, what='With "acr": the application\'s (client) id.', why="A workload identity knows it."
-    )
-    secret_file: Path | None = setting(
-        None, what='With "acr": file that holds the client secret.', why="A workload identity needs none."
-    )
-    endpoint: Url | None = setting(
-        None,
-        what='With "ecr", "gar" or "acr": where to ask for logins instead of at the cloud itself.',
-        why="Only private endpoints and tests need another.",
-    )
-
-
-class TimedRate(Section):
-    """A rate, and the hours in which it holds."""
-
-    rate: Rate | None = setting(
-        None,
-        unit="bytes per second",
-        what="Bytes per second for all blobs together.",
-        why="Without one they come as fast as they can.",
-    )
-    between: Span | None = setting(
-        None, what='When it holds, every day: "08:00-18:00", or over midnight "22:00-06:00".', why="It always holds."
-    )
-    zone: Zone = setting(
-        "UTC",
-        what='The time zone of `between`: "UTC" or a name such as "Europe/Berlin", summer time included.',
-        why="The machine's own zone is seldom what somebody thinks, in a container least of all.",
-    )
-
-
-Bandwidth = Annotated[tuple[TimedRate, ...], BeforeValidator(_rates_listed)]
-
-
-class Endpoint(Section):
-    """One of an upstream's addresses, with credentials of its own where they differ."""
-
-    url: Url = setting(
-        what='"https://host", "http://host:port" or with a path before /v2/; or behind another Breakwater, with its name '
-        'for the registry: "https://mirror.example.com/v2/quay.io".',
-        why="There is nothing to guess it from.",
-    )
-    credentials: Credentials | None = setting(
-        None,
-        what="Credentials for this address alone.",
-        why="The upstream's `credentials` count for all its addresses.",
-    )
-    token_realms: Some[Host] | None = setting(
-        None,
-        what="Hosts that may receive this address's credentials for a token.",
-        why="The upstream's `token_realms` count for all its addresses.",
-    )
-
-
-class Upstream(Section):
-    """A registry that images come from. The table's name is its source host, as clients name it."""
-
-    url: Annotated[tuple[Endpoint, ...], BeforeValidator(_addresses_listed)] = setting(
-        what="Its address, or a list tried in order; an entry may be a table `{ url = …, credentials = … }`.",
-        why="Nothing a client sends is ever used as an address.",
-    )
-    credentials: Credentials | None = setting(
-        None, what="Credentials for this upstream.", why="Public images need none."
-    )
-    token_realms: Some[Host] = setting(
-        [],
-        what="Hosts, besides the upstream's own, that may receive these credentials for a token.",
-        why="An upstream that may name any realm may collect passwords (CVE-2026-33540).",
-    )
-    tag_ttl: Lasting = setting(
-        "10m",
-        unit="seconds",
-        what='A tag asked for again within this is answered without asking upstream; "0s" asks each time.',
-        why="A deployment that restarts asks once, and a moved tag is seen within minutes.",
-    )
-    stale_if_error: Lasting = setting(
-        "forever",
-        unit="seconds",
-        what="How long past `tag_ttl` a tag is served, marked stale, when upstream cannot answer.",
-        why="An outage upstream is when a mirror earns its keep.",
-    )
-    negative_ttl: DurationOrZero = setting(
-        "10s",
-        unit="seconds",
-        what='How long "not found" is remembered; "0s" for not at all.',
-        why="It absorbs a rollout of a wrong tag, and an image just pushed is there at the next retry.",
-    )
-    connect_timeout: Duration = setting(
-        "5s",
-        unit="seconds",
-        what="How long connecting to one address of a host may take.",
-        why="A healthy one takes a tenth of a second, and a second address must have its turn before clients give up.",
-    )
-    pass_through: bool = setting(
-        False,
-        what="Clients log in here with their accounts there: upstream is asked with each client's own login before it "
-        "reads anything of a repository, and `credentials` are for what Breakwater fetches by itself alone.",
-        why="What a client shows is nobody else's business. Robots cannot be told from such logins, so it is one or "
-        "the other.",
-    )
-    pass_through_ttl: Duration = setting(
-        "5m",
-        unit="seconds",
-        what="With `pass_through`: how long what upstream decided about a login and a repository is remembered.",
-        why="A pull asks once, and whoever loses the right loses it within minutes. Through an outage nothing opens for "
-        "longer than this.",
-    )
-    sealed: bool = setting(False, what="Never contact this upstream.", why="As for `server.sealed`.")
-    allow_private: bool = setting(
-        False,
-        what="Whether names here may resolve to loopback, private or link-local addresses. An address written in `url` "
-        "permits itself.",
-        why="A registry's redirect must not reach the machine's own network or a cloud's metadata (CVE-2026-2376).",
-    )
-    min_tls: Literal["1.2", "1.3"] = setting(
-        "1.2", what="The oldest TLS spoken with it.", why="Older ones are withdrawn (RFC 8996)."
-    )
-    ca: Path | None = setting(
-        None, what="CAs in PEM to trust besides the system's.", why="Public registries need none."
-    )
-    client_cert: Path | None = setting(None, what="Certificate to show, in PEM.", why="Public registries ask for none.")
-    client_key: Path | None = setting(
-        None, what="Private key of `client_cert` in PEM.", why="Public registries ask for none."
-    )
-    http_proxy: Url | None = setting(
-        None, what="HTTP proxy to reach it through.", why="The environment's proxy variables are not read."
-    )
-    no_proxy: Some[str] = setting(
-        [], what="Hosts to reach without `http_proxy`.", why="Without `http_proxy` there is nothing to except."
-    )
-    rate_limit_floor: CountOrNone = setting(
-        10,
-        unit="requests",
-        what="Once upstream says that so few requests are left, tags are served stale instead of asked about, and what "
-        "is left is for images that are not here yet.",
-        why="A tenth of what Docker Hub grants to nobody in particular.",
-    )
-    bandwidth: Bandwidth = setting(
-        [],
-        what='How fast blobs come from here, all together: "50MiB/s"; or a list by the time of day, of which the first that '
-        'holds counts: `[{ rate = "50MiB/s", between = "08:00-18:00", zone = "Europe/Berlin" }, { rate = "200MiB/s" }]`; '
-        "hours are UTC without `zone`. A reload changes it for running transfers, too.",
-        why="A mirror exists to be filled.",
-    )
-    foreign_layers: Literal["allow", "refuse"] = setting(
-        "allow",
-        what='"refuse" images with layers that clients fetch elsewhere (`urls`), when they come from upstream.',
-        why="Breakwater never follows them, and old Windows images have them.",
     )
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from proxy.settings.contradictions import effective_default
+from proxy.settings.fields import Section
 from proxy.settings.keys import Pattern, Place, inner_section, is_secret, quoted, spelled
 from proxy.settings.layers import BUILT_IN, Origin
-from proxy.settings.model import Section, Settings
+from proxy.settings.model import Settings
 from proxy.settings.reading import Effective
 
 #: What stands in place of every secret.

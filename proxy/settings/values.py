@@ -201,7 +201,7 @@ class TcpAddress:
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The addresses to bind. The first must succeed; the others may be missing where the machine has no IPv6.
+        """The addresses that it stands for; the second may be missing where the machine has no IPv6.
 
         `localhost` and "" mean both families, so that neither `127.0.0.1` nor `[::1]` surprises a client.
         """

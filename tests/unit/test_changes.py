@@ -29,6 +29,11 @@ def test_every_key_is_taken_up_or_named() -> None:
         ({}, {"server": {"shutdown_grace": "1s"}}, ()),
         ({}, {"server": {"listen": ":1"}}, ("server.listen",)),
         ({}, {"server": {"listen": ":1"}, "store": {"path": "/t"}}, ("server.listen", "store.path")),
+        (
+            {"prefetch": {"list": "/l", "schedule": "1h"}},
+            {"prefetch": {"list": ["/l", "/m"], "schedule": "2h", "platforms": "linux/amd64"}},
+            ("prefetch.list", "prefetch.platforms", "prefetch.schedule"),
+        ),
         ({}, {"server": {"tls": {"cert": "/c", "key": "/k"}}}, ("server.tls",)),
         ({"server": {"tls": {"cert": "/c", "key": "/k"}}}, {}, ("server.tls",)),
         (
@@ -41,6 +46,7 @@ def test_every_key_is_taken_up_or_named() -> None:
         "what is live",
         "a socket that is open",
         "two sections",
+        "another list that is to be here at all times",
         "TLS turned on",
         "TLS turned off",
         "another certificate",

@@ -338,6 +338,12 @@ def _upstream(extra: str, host: str = "docker.io") -> str:
             id="a rate that says nothing",
         ),
         pytest.param(
+            _upstream('bandwidth = [{ rate = "1MiB/s", zone = "Europe/Berlin" }]'),
+            'upstreams."docker.io".bandwidth (entry 1).zone',
+            "without between",
+            id="a zone of no hours",
+        ),
+        pytest.param(
             '[projects.team]\nbandwidth = ["5MiB/s", "1MiB/s"]\n',
             "projects.team.bandwidth (entry 2)",
             "never reached",
