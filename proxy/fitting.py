@@ -243,6 +243,10 @@ class Fitting:
     def use(self, fitted: Mapping[str, Fitted]) -> None:
         """From now on these. What they replace is closed once nothing uses it."""
         kept = {client for each in fitted.values() for client in each.clients}
+        still = {id(each.visitors) for each in fitted.values()}
+        for each in self._current.values():
+            if each.visitors is not None and id(each.visitors) not in still:
+                each.visitors.guests.replaced()
         self._retire(client for each in self._current.values() for client in each.clients if client not in kept)
         self._current = fitted
         for host, each in fitted.items():

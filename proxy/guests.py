@@ -39,6 +39,7 @@ class Guests:
     ) -> None:
         self._made = made
         self._retire = retire
+        self._is_replaced = False
         self._known: LRUCache[str, Guest] = LRUCache(MAX_GUESTS)
 
     def __call__(self, login: Login | None) -> Upstream:
@@ -51,7 +52,13 @@ class Guests:
             if len(self._known) >= MAX_GUESTS:
                 self._retire(self._known.popitem()[1].clients)
             self._known[mark] = guest
+            if self._is_replaced:
+                self._retire(guest.clients)  # for a request that was routed before: closed once it is done
         return guest.upstream
+
+    def replaced(self) -> None:
+        """A reload made others for those who come from now on, and sees out those that there are."""
+        self._is_replaced = True
 
     @property
     def clients(self) -> tuple[RegistryClient, ...]:

@@ -28,7 +28,9 @@ _ALGORITHM = "HS256"
 
 @dataclass(frozen=True, slots=True)
 class Bearer:
-    """Whom a token speaks for: a robot, by the secret that `mark` marks, or "" for anybody; until wall `expires_at`."""
+    """Whom a token speaks for, until wall `expires_at`: a robot, by the secret that `mark` marks; without a robot, the
+    login that `mark` marks (`pass_through`), or anybody where both are "".
+    """
 
     robot: str
     mark: str
@@ -43,7 +45,7 @@ class Tokens:
         self._key = secrets.token_bytes(32)
 
     def issue(self, robot: str, mark: str, service: str, scopes: Sequence[str]) -> str:
-        """A token for this robot, or for anybody ("")."""
+        """A token for this robot, this login, or anybody; see `Bearer`."""
         now = int(self._clock.wall())
         claims = {
             "iss": ISSUER,

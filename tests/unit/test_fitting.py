@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trustme
 
+from proxy.engine.access import Login
 from proxy.engine.tasks import TaskOwner
 from proxy.errors import Throttled, Unauthorised, Unreachable
 from proxy.fitting import Address, Fitting, conditions_shown
@@ -239,6 +240,22 @@ async def test_a_secret_that_is_rotated_reaches_upstream(
         registry.revoke()
         assert await fitted.ask() == IMAGE.body
         assert len(fitted.fitting._retired) == 0
+
+
+async def test_a_login_that_was_routed_before_a_reload_leaves_no_client_behind(registry: ScriptedRegistry) -> None:
+    """`pass_through`: its client is made for an upstream that is replaced already, used, and seen out like the others."""
+    asked = {"url": registry.url, "pass_through": True}
+    async with fits() as fitted:
+        await fitted.take(asked)
+        before = fitted.fitting.logins[HOST]
+        await fitted.take({**asked, "pass_through_ttl": "1m"})
+        assert not fitted.fitting._retired
+        await before.as_login(Login("mark", "u", "secret")).manifest_head(ALPINE, ONE)
+        (client,) = fitted.fitting._retired
+        while fitted.fitting._retired:
+            await fitted.clock.advance(1.0)
+        with pytest.raises(Unreachable):
+            await client.manifest_head(ALPINE, ONE)
 
 
 # -- TLS, programs, what is told ---------------------------------------------------------------------------------------
