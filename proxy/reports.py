@@ -101,11 +101,12 @@ class Reports:
                 for transfer in self.blobs.running()
             ],
             "refused_tag_moves": [
-                {"project": project, "reference": name, "kept": str(kept), "upstream": str(now) if now else None}
-                for (project, name), (kept, now) in self.tags.refused_moves.items()
+                {"project": project, "reference": name, "kept": str(kept), "upstream": str(theirs) if theirs else None}
+                for (project, name), (kept, theirs) in self.tags.refused_moves.items()
             ],
             "upstreams": {host: self._upstream(host) for host in sorted(map(str, self.settings().upstreams))},
             "connections": self.data.n_connections,
+            "refused_connections": self.data.n_refused,
             "listen": list(self.data.addresses),
         }
 
@@ -153,6 +154,8 @@ class Reports:
         tally.gauge("breakwater_store_blobs", "Blobs in the store.", len(ledger))
         tally.gauge("breakwater_transfers_in_flight", "Transfers running.", sum(1 for _ in self.blobs.running()))
         tally.gauge("breakwater_connections", "Client connections open.", self.data.n_connections)
+        beyond = "Client connections beyond server.max_connections: answered 503, or closed."
+        tally.counter("breakwater_connections_refused", beyond, self.data.n_refused)
         up: dict[tuple[str, ...], float] = {
             (str(host),): float(self.health.is_up(str(host))) for host in self.settings().upstreams
         }

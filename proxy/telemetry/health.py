@@ -39,7 +39,7 @@ class UpstreamHealth:
             self._down.discard(host)
 
     def forget_others(self, hosts: Collection[str]) -> None:
-        """Only these are upstreams from now on."""
+        """Only these are asked from now on: of what was taken away, or sealed, there is no trouble to tell."""
         self._down &= set(hosts)
 
     def is_up(self, host: str) -> bool:

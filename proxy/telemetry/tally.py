@@ -34,6 +34,7 @@ class Tally(Collector):
         self._latency: dict[str, list[int]] = defaultdict(lambda: [0] * (len(LATENCY_BUCKETS_S) + 1))
         self._latency_sum: Counter[str] = Counter()
         self._gauges: dict[str, tuple[str, float | Mapping[tuple[str, ...], float], tuple[str, ...]]] = {}
+        self._counters: dict[str, tuple[str, int]] = {}
 
     def observe(self, event: Event) -> None:
         """Count one event."""
@@ -81,6 +82,10 @@ class Tally(Collector):
         """Set a gauge for the next scrape; with `labels`, `value` maps label values to numbers."""
         self._gauges[name] = (what, value, labels)
 
+    def counter(self, name: str, what: str, n: int) -> None:
+        """Set a counter that somebody else keeps, for the next scrape; `name` is without its `_total`."""
+        self._counters[name] = (what, n)
+
     def collect(self) -> Iterable[Metric]:
         """The metrics library's question."""
         yield _counter(
@@ -113,6 +118,8 @@ class Tally(Collector):
             ("result",),
             [((result,), n) for result, n in self.transfers.items()],
         )
+        for name, (what, n) in self._counters.items():
+            yield _counter(name, what, (), [((), n)])
         yield self._histogram()
         for name, (what, value, labels) in self._gauges.items():
             family = GaugeMetricFamily(name, what, labels=labels)

@@ -7,7 +7,7 @@ bytes, instants are seconds since 1970 by the machine's clock, durations are sec
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
@@ -121,6 +121,11 @@ class UpstreamStatus(Open):
     addresses: list[AddressStatus] = Field(description="Each of its addresses, in the order in which they are tried.")
 
 
+class PinsStatus(Open):
+    references: int
+    bytes: int = Field(description="What all pins keep on disk, each digest once.")
+
+
 class RefusedMove(Document):
     project: str
     reference: str
@@ -132,6 +137,11 @@ class Status(Open):
     version: str
     uptime_s: float
     sealed: bool
+    seal: dict[str, Any] = Field(
+        description="What the store was made of and when: `n_imports`, and the last `imports`."
+    )
+    prefetch: dict[str, Any] = Field(description="What the last run for the list of `[prefetch]` came to, if any.")
+    pins: PinsStatus
     ready: str
     reason: str
     requests: dict[str, int] = Field(description="Since the start, by outcome.")
@@ -142,6 +152,7 @@ class Status(Open):
     refused_tag_moves: list[RefusedMove] = Field(description="Moves upstream of tags that are immutable here.")
     upstreams: dict[str, UpstreamStatus]
     connections: int
+    refused_connections: int = Field(description="Beyond `server.max_connections`, since the start; in no `requests`.")
     listen: list[str]
 
 

@@ -1,6 +1,6 @@
 """What can be asked below /api/v1/ of what is cached and of what goes on: the operations.
 
-Other rooms bring theirs: web/projects.py, web/freight.py, web/scrubbing.py.
+Other rooms bring theirs: what is done over the admin listener besides is in a module each (`Appliance._admin`).
 """
 
 from __future__ import annotations

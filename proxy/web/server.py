@@ -1,8 +1,9 @@
 """The data port: connections, their limits and their end. What is answered is somebody else's.
 
-A thin layer over aiohttp's low-level server, which parses and keeps connections alive. Added here: caps and deadlines;
-refusals in the registry's own error format, reflecting nothing of what was sent; a response that ends with FIN and not
-with RST; a client that closes its sending half early and still gets its answer; a close that lets answers finish.
+A thin layer over aiohttp's low-level server, which parses and keeps connections alive; sockets are bound in
+web/listening.py. Added here: caps and deadlines; refusals in the registry's own error format, reflecting nothing of what
+was sent; a response that ends with FIN and not with RST; a client that closes its sending half early and still gets its
+answer; a close that lets answers finish.
 
 A handler is cancelled when its client is gone (`handler_cancellation`): transfers belong to the engine, so nothing is
 lost but the reader. Whatever a handler must finish, it hands to a task owner.
@@ -12,10 +13,8 @@ from __future__ import annotations
 
 import array
 import asyncio
-import errno
 import fcntl
 import logging
-import os
 import socket
 import ssl
 import termios
@@ -27,6 +26,7 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 
 from proxy.oci.codes import ErrorCode, envelope
 from proxy.web.errors import COMMON
+from proxy.web.listening import bind, forget_unix, name_of, tune
 from proxy.web.ready import READY, Ready, ReadyTable
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -97,23 +97,30 @@ class DataServer:
         """Open connections, idle ones among them."""
         return self._server.n_connections if self._server else 0
 
+    @property
+    def n_refused(self) -> int:
+        """Connections beyond the limit since the start: told so, or closed at once. No handler hears of them."""
+        return self._server.n_refused if self._server else 0
+
     async def start(self, listen: Sequence[str], inherited: Sequence[socket.socket] = ()) -> None:
         """Listen on sockets that were handed over, then on each of `listen`.
 
-        That is "host:port", "[v6]:port", "*:port" (every address of both families) or "unix:path"; a name with several
-        addresses, as localhost, is listened on at each. Raises OSError when an address cannot be had; nothing listens
-        then.
+        How they are written is `listening.bind`'s. Raises OSError when an address cannot be had; nothing listens then.
         """
         loop = asyncio.get_running_loop()
         server = self._server = _Server(self._answer, loop, self._limits, self._log, self._ready)
         sockets = list(inherited)
         try:
             for address in listen:
-                sockets += await _bind(address, loop)
+                sockets += await bind(address)
                 if address.startswith("unix:"):
                     self._unix_paths.append(address.removeprefix("unix:"))
             for listening in sockets:
-                _tune(listening, self._limits)
+                tune(
+                    listening,
+                    send_buffer_bytes=self._limits.send_buffer_bytes,
+                    unacknowledged_s=self._limits.unacknowledged_s,
+                )
                 create = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
                 self._addresses.append(name_of(listening))
                 self._listeners.append(
@@ -132,7 +139,7 @@ class DataServer:
             listener.close()
         self._listeners.clear()
         while self._unix_paths:
-            await asyncio.to_thread(_forget_unix, self._unix_paths.pop())
+            await asyncio.to_thread(forget_unix, self._unix_paths.pop())
         if self._server is not None:
             await self._server.drain(grace_s)
 
@@ -180,6 +187,7 @@ class _Server(web.Server):
         self.log = log
         self.grumble = _Grumble(log, loop)
         self.is_draining = False
+        self.n_refused = 0
         self._emptied = asyncio.Event()
 
     @property
@@ -327,6 +335,7 @@ class Connection(web.RequestHandler):
         surplus = self._server.n_connections - self._server.limits.n_connections
         if surplus > 0:
             self.is_surplus = True
+            self._server.n_refused += 1
             self._server.grumble(
                 logging.WARNING, "more than %d connections: refusing", self._server.limits.n_connections
             )
@@ -521,86 +530,3 @@ class _Grumble:
         self._log.log(level, sentence + " (and %d more like this before)", *args, self._n_unsaid)
         self._quiet_until = now + 10.0
         self._n_unsaid = 0
-
-
-# -- listening ---------------------------------------------------------------------------------------------------------
-
-
-async def _bind(address: str, loop: asyncio.AbstractEventLoop) -> list[socket.socket]:
-    """Sockets bound to `address`: several where a name has several addresses (localhost has two)."""
-    if address.startswith("unix:"):
-        return [await asyncio.to_thread(_bind_unix, address.removeprefix("unix:"))]
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    found = await loop.getaddrinfo(
-        None if host in ("", "*") else host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-    bound: list[socket.socket] = []
-    refused: OSError | None = None
-    for family, kind, protocol, _, target in dict.fromkeys(found):
-        if bound and port == "0":
-            target = (target[0], bound[0].getsockname()[1], *target[2:])  # one port for all families
-        listening = None
-        try:
-            listening = socket.socket(family, kind, protocol)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listening.bind(target)
-            bound.append(listening)
-        except OSError as error:
-            if listening is not None:
-                listening.close()
-            refused = OSError(error.errno, f"cannot listen on {address}: {error.strerror}")
-            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                for other in bound:
-                    other.close()
-                raise refused from error
-    if not bound:
-        raise refused or OSError(errno.EADDRNOTAVAIL, f"cannot listen on {address}: no such address")
-    return bound
-
-
-def _bind_unix(path: str) -> socket.socket:
-    _forget_unix(path)  # left over from a process that was killed
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listening.bind(path)
-    except OSError as error:
-        listening.close()
-        raise OSError(error.errno, f"cannot listen on unix:{path}: {error.strerror}") from error
-    return listening
-
-
-def _forget_unix(path: str) -> None:
-    """Remove the name of a socket on which nobody listens."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-        except OSError:
-            pass  # nothing there, or no socket
-
-
-def _tune(listening: socket.socket, limits: Limits) -> None:
-    """Set once what every accepted connection inherits (Linux), instead of once for each."""
-    if limits.send_buffer_bytes:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer_bytes)
-    if listening.family in (socket.AF_INET, socket.AF_INET6):
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for option, value in (
-            ("TCP_USER_TIMEOUT", limits.unacknowledged_s * 1000),
-            ("TCP_KEEPIDLE", 60),
-            ("TCP_KEEPINTVL", 15),
-        ):
-            if hasattr(socket, option):
-                listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-
-
-def name_of(listening: socket.socket) -> str:
-    """Where a socket listens: "127.0.0.1:5000", "[::1]:5000" or "unix:/run/x"."""
-    if listening.family == socket.AF_UNIX:
-        return f"unix:{listening.getsockname()}"
-    host, port = listening.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

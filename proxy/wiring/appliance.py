@@ -41,12 +41,12 @@ from proxy.store.layout import AUDIT
 from proxy.store.lock import PATIENCE_S
 from proxy.telemetry.log import EventLog
 from proxy.web import freight as freight_operations
-from proxy.web import operations, pinning, reloading, scrubbing, sites
+from proxy.web import operations, pinning, reloading, scrubbing
 from proxy.web import projects as project_operations
 from proxy.web.admin import Admin, Probes
 from proxy.web.dashboard import Dashboard
 from proxy.web.guard import Guard
-from proxy.web.server import name_of
+from proxy.web.listening import listen, name_of
 from proxy.wiring.kept import Kept, Surroundings
 from proxy.wiring.serving import Serving
 from proxy.wiring.watching import Watching
@@ -112,6 +112,10 @@ class Appliance:
         watching = Watching(log, clock)
         owner = TaskOwner(lambda sentence: log.say("error", sentence))
         around = Surroundings(clock, owner, watching.observe)
+        # Before the store: a mistake is told at once, and not after waiting for whoever has the store's lock.
+        fitting = Fitting(clock, owner, watching.observe)
+        fitted = await asyncio.to_thread(fitting.fit, settings)
+        tls = await asyncio.to_thread(server_tls, settings)
         store = await DiskStore.open(
             Path(settings.store.path),
             clock=clock,
@@ -120,13 +124,17 @@ class Appliance:
         )
         if (ignored := ignored_proxies(os.environ)) and listens:
             log.say("warning", ignored)
-        fitting = Fitting(clock, owner, watching.observe)
-        fitted = await asyncio.to_thread(fitting.fit, settings)
         fitting.use(fitted)
-        tls = await asyncio.to_thread(server_tls, settings)
-        kept = await Kept.of(store, settings, around)
-        await watching.open_audit(store.path / AUDIT / "audit.jsonl", store.upkeep.others)
-        serving = Serving.of(kept, settings, around, fitting.upstreams, fitting.logins, tls, watching.repeats)
+        try:
+            kept = await Kept.of(store, settings, around)
+            await watching.open_audit(store.path / AUDIT / "audit.jsonl", store.upkeep.others)
+            serving = Serving.of(kept, settings, around, fitting.upstreams, fitting.logins, tls, watching.repeats)
+        except BaseException:
+            await owner.aclose()
+            await fitting.aclose()
+            await store.aclose()
+            await watching.aclose()
+            raise
         self = cls._of(settings, around, watching, fitting, tls, kept, serving)
         try:
             if listens:
@@ -206,16 +214,15 @@ class Appliance:
         if server.probe_listen is not None:
             self.probes = web.AppRunner(probes.app(), access_log=None, shutdown_timeout=1.0)
             await self.probes.setup()
-            self.probe_addresses = await sites.listen(self.probes, server.probe_listen)
-        address = server.admin_listen
+            self.probe_addresses = await listen(self.probes, str(server.probe_listen))
         if handed.admin:
             for listening in handed.admin:
                 await web.SockSite(self.admin, listening).start()
             self.admin_addresses = tuple(name_of(listening) for listening in handed.admin)
         else:
-            self.admin_addresses = await sites.listen(self.admin, address)
-        listen = [str(listening) for listening in self.settings.server.listen]
-        await self.serving.data.start(not_covered(listen, handed.data), handed.data)
+            self.admin_addresses = await listen(self.admin, str(server.admin_listen))
+        addresses = not_covered([str(address) for address in server.listen], handed.data)
+        await self.serving.data.start(addresses, handed.data)
 
     def seen(self) -> operations.Seen:
         """What operators can look at."""
@@ -265,8 +272,7 @@ class Appliance:
         """
         settings, held = taken_up(self.settings, wanted)
         fitted = await asyncio.to_thread(self.fitting.fit, settings)
-        # A context that took half of a pair would refuse every handshake: try on one that nobody uses.
-        await asyncio.to_thread(server_tls, settings)
+        tls = await asyncio.to_thread(server_tls, settings)
         plan = plan_of(settings, asked_of(fitted), logins_of(fitted))
         # Before the seal holds: between the two nothing may be evicted that could not be had again.
         await self.kept.pins.keep_all_of(self.kept.store.records, sealed_hosts(settings))
@@ -279,9 +285,9 @@ class Appliance:
         for change in changes.between(old, plan):
             self.around.observe(change)
         self.fitting.use(fitted)
-        self.watching.health.forget_others({str(host) for host in settings.upstreams})
-        if self.tls is not None and settings.server.tls is not None:
-            self.tls.load_cert_chain(settings.server.tls.cert, settings.server.tls.key)
+        self.watching.health.forget_others(self.fitting.upstreams)
+        if self.tls is not None and tls is not None:
+            self.tls.sni_callback = _presenting(tls)
         return held
 
     async def drain(self, grace_s: float, hurry: asyncio.Future[None]) -> None:
@@ -318,6 +324,19 @@ class Appliance:
             f"{self.kept.store.path}, admin {' '.join(self.admin_addresses)}. Try: docker pull {example}; client set-up: "
             f"breakwater hosts-toml ({scheme}://{first})"
         )
+
+
+def _presenting(fresh: ssl.SSLContext) -> Callable[[ssl.SSLObject, str | None, ssl.SSLContext], None]:
+    """Has the context that the listeners were made with hand each handshake, with or without a server name, to `fresh`.
+
+    Not `load_cert_chain` on the context in use: that reads the files once more, and one that then does not match the
+    other leaves half of a pair, which refuses every handshake.
+    """
+
+    def choose(connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
+        connection.context = fresh
+
+    return choose
 
 
 def _freight(kept: Kept, serving: Serving, around: Surroundings) -> Freight:

@@ -256,6 +256,7 @@ def test_prefetch_is_ordered_and_its_progress_is_shown(seen: Seen, tmp_path: Pat
     seen.browser.empty("#token")
     seen.browser.type("#references", f"docker.io/{name}:1\nNOT/an:image:at:all")
     seen.browser.type("#token", seen.token)
+    seen.browser.click("#pin")
     seen.browser.click("button.primary")
     seen.browser.sees("Line 2:")
     seen.browser.run("const r = document.getElementById('references'); r.value = r.value.split('\\n')[0]")
@@ -266,6 +267,10 @@ def test_prefetch_is_ordered_and_its_progress_is_shown(seen: Seen, tmp_path: Pat
     seen.shoot("prefetched", tmp_path)
     (image_seen,) = seen.breakwater.admin(f"/api/v1/image?reference=docker.io/{name}:1")["found"]
     assert all(platform["cached"] for platform in image_seen["platforms"])
+    pins = seen.breakwater.status()["pins"]
+    assert pins["references"] == 1
+    seen.go("/")
+    assert f"{pins['bytes'] / KIB:.0f} KiB pinned by 1 reference" in seen.browser.text("#summary")
 
 
 # -- for everybody -----------------------------------------------------------------------------------------------------

@@ -71,6 +71,9 @@ def test_a_client_that_is_told_503_for_want_of_connections_goes_on_to_the_next(
     ):
         assert pulling.pull(name, "1") == wanted.digest
         assert "more than 4 connections: refusing" in full.log(), "the client never asked the mirror that is full"
+        n_refused = full.status()["refused_connections"]
+        assert n_refused > 0
+        assert f"breakwater_connections_refused_total {float(n_refused)}" in full.admin("/metrics")
         assert full.status()["requests"]["hit"] + full.status()["requests"]["miss"] == 0
 
 

@@ -41,6 +41,8 @@ def tally() -> Tally:
         Noticed("info", "nothing to count"),
     ]:
         found.observe(event)  # type: ignore[arg-type]
+    for n in (2, 3):
+        found.counter("breakwater_somewhere_else", "Kept by somebody else.", n)
     return found
 
 
@@ -55,6 +57,7 @@ def tally() -> Tally:
         'breakwater_upstream_requests_total{kind="blob",status="none",upstream="docker.io"} 1.0',
         'breakwater_upstream_bytes_total{upstream="docker.io"} 5101.0',
         "breakwater_evicted_bytes_total 300.0",
+        "breakwater_somewhere_else_total 3.0",
         'breakwater_denied_total{project="team",rule="**:latest"} 1.0',
         'breakwater_transfers_total{result="done"} 1.0',
         'breakwater_transfers_total{result="failed"} 1.0',

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,10 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
+from proxy.clock import SystemClock
+from proxy.errors import InvalidSettings
 from proxy.oci.endpoints import RepositoryPath
 from proxy.planning import plan_of
+from proxy.ports import Records
 from proxy.settings import Settings, parse
+from proxy.store.disk import DiskStore
 from proxy.telemetry.log import EventLog, LineWriter
 from proxy.wiring import Appliance
 from tests.support import images
@@ -169,6 +175,17 @@ async def test_an_upstream_that_fails_is_told_and_does_not_make_it_unready(tmp_p
         assert running.appliance.reports.status()["upstreams"]["docker.io"]["state"] == "failing"
 
 
+async def test_an_upstream_that_is_sealed_while_it_fails_is_no_trouble_any_more(tmp_path: Path) -> None:
+    """It is not asked again, so it would be called failing for ever."""
+    async with started(settings(tmp_path, "http://127.0.0.1:1")) as running:
+        await running.get(MANIFEST)
+        assert b"upstreams failing: docker.io" in (await running.admin("/readyz")).body
+        sealed = settings(tmp_path, "http://127.0.0.1:1", server={"sealed": True})
+        assert await running.appliance.reload(sealed) == ()
+        assert json.loads((await running.admin("/readyz")).body) == {"status": "ready"}
+        assert 'breakwater_upstream_up{upstream="docker.io"} 1.0' in (await running.admin("/metrics")).body.decode()
+
+
 async def test_while_stopping_it_is_not_ready_and_running_answers_end(
     registry: ScriptedRegistry, tmp_path: Path
 ) -> None:
@@ -229,3 +246,57 @@ def test_settings_become_routes_rules_and_origins(tmp_path: Path) -> None:
 
 class _Nobody:
     """Stands for a client that is never asked."""
+
+
+async def test_a_start_that_fails_lets_go_of_the_store(registry: ScriptedRegistry, tmp_path: Path) -> None:
+    """Rules that cannot be used are found when the store is open already: the next start need not wait for its lock."""
+    robots = {"ci": {"secret_hash": f"$scrypt$ln=40,r=8,p=1${'A' * 22}${'A' * 43}", "projects": "default"}}
+    with pytest.raises(InvalidSettings, match=r"robots\.ci"):
+        async with started(settings(tmp_path, registry.url, robots=robots)):
+            pass
+    store = await DiskStore.open(tmp_path / "store", clock=SystemClock(), report=print, patience_s=0.0)
+    await store.aclose()
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1"], ids=["with a server name", "without one"])
+async def test_a_certificate_is_taken_up_whole_whatever_becomes_of_its_files_meanwhile(
+    registry: ScriptedRegistry, tmp_path: Path, name: str
+) -> None:
+    """What was tried is what is used: files that change between the two must not leave half of a pair in use."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    trust = [_certified(name, cert, key)]
+    wanted = settings(tmp_path, registry.url, server={"tls": {"cert": str(cert), "key": str(key)}})
+    async with started(wanted) as running:
+        address = running.appliance.serving.data.addresses[0]
+        await _shake_hands(address, name, trust[0])
+        trust.append(await asyncio.to_thread(_certified, name, cert, key))
+        pins = running.appliance.kept.pins
+        keep_all_of = pins.keep_all_of
+
+        async def meanwhile(records: Records, hosts: frozenset[str]) -> None:
+            await asyncio.to_thread(key.unlink)
+            await keep_all_of(records, hosts)
+
+        pins.keep_all_of = meanwhile  # type: ignore[method-assign]  # in the middle of the reload, and nowhere else
+        assert await running.appliance.reload(wanted) == ()
+        await _shake_hands(address, name, trust[1])
+        with pytest.raises(ssl.SSLError):
+            await _shake_hands(address, name, trust[0])
+
+
+def _certified(name: str, cert: Path, key: Path) -> ssl.SSLContext:
+    """Write a certificate of an authority of its own; how to trust that one alone."""
+    authority = trustme.CA()
+    issued = authority.issue_cert(name)
+    cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    issued.private_key_pem.write_to_path(str(key))
+    trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(trust)
+    return trust
+
+
+async def _shake_hands(address: str, name: str, trust: ssl.SSLContext) -> None:
+    host, _, port = address.rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port), ssl=trust, server_hostname=name)
+    writer.close()
+    await writer.wait_closed()

@@ -263,6 +263,41 @@ async def test_a_unix_socket_is_listened_on_and_removed(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+async def test_a_unix_socket_that_somebody_listens_on_is_left_to_them(tmp_path: Path) -> None:
+    """Also when its queue is full, which a client is told with another word than that nobody is there."""
+    path = tmp_path / "data"
+    with socket.socket(socket.AF_UNIX) as theirs, socket.socket(socket.AF_UNIX) as waiting:
+        theirs.bind(str(path))
+        theirs.listen(0)
+        waiting.connect(str(path))
+        server = DataServer(hello, log=LOG)
+        with pytest.raises(OSError, match=f"cannot listen on unix:{path}: Address already in use"):
+            await server.start([f"unix:{path}"])
+        assert stat.S_ISSOCK(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:absent", "a..b:0"], ids=["no such port", "no name at all"])
+async def test_an_address_that_cannot_be_looked_up_is_named(address: str) -> None:
+    """What the resolver says of it does not say which one was meant."""
+    server = DataServer(hello, log=LOG)
+    with pytest.raises(OSError, match=f"cannot listen on {address}"):
+        await server.start([address])
+
+
+async def test_connections_beyond_the_limit_are_counted() -> None:
+    """What no handler hears of is in no count of requests."""
+    server = DataServer(hello, log=LOG, limits=Limits(n_connections=1))
+    await server.start(["127.0.0.1:0"])
+    host, _, port = server.addresses[0].rpartition(":")
+    async with connected((host, int(port))):
+        for n in (1, 2):
+            async with connected((host, int(port))) as (reader, writer):
+                writer.write(get())
+                assert (await head_of(reader))[0] == 503
+                assert server.n_refused == n
+    await server.aclose(5.0)
+
+
 async def test_an_address_that_is_taken_is_named_and_nothing_listens() -> None:
     """All or nothing, and the sentence says which."""
     taken = socket.create_server(("127.0.0.1", 0))
