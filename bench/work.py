@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,7 @@ class Bench:
     warm: dict[str, Server] = field(default_factory=dict)
     round: int = 0
     _n_folders: int = 0
+    _up: ExitStack = field(default_factory=ExitStack)
 
     def set_up(self) -> None:
         """Make the images, start everything, warm every cache."""
@@ -103,15 +104,15 @@ class Bench:
             "crowd": make_image(self.root, "crowd", [(60 if self.is_quick else 180) * MIB]),
         }
         images = list(self.images.values())
-        self.origin = origin(self.folder / "origin", self.root, images)
+        self.origin = self._noted(origin(self.folder / "origin", self.root, images))
         for name, start in CACHES.items():
             try:
-                self.warm[name] = start(self.folder / f"warm-{name.replace(' ', '-')}", self.origin)
+                self.warm[name] = self._noted(start(self.folder / f"warm-{name.replace(' ', '-')}", self.origin))
             except Missing as missing:
                 self.ledger.miss(str(missing))
-        self.ruled = ruled(self.folder / "ruled", self.origin)
-        self.unlogged = unlogged(self.folder / "unlogged", self.origin)
-        self.warm["nginx static"] = nginx_static(self.folder / "static", self.root, images)
+        self.ruled = self._noted(ruled(self.folder / "ruled", self.origin))
+        self.unlogged = self._noted(unlogged(self.folder / "unlogged", self.origin))
+        self.warm["nginx static"] = self._noted(nginx_static(self.folder / "static", self.root, images))
         for server in self.warm.values():
             for image in self.images.values():
                 run("pull", server, path=image.tag, clients=3)
@@ -123,10 +124,13 @@ class Bench:
         by = self.round % len(names)
         return [self.warm[name] for name in names[by:] + names[:by]]
 
+    def _noted(self, server: Server) -> Server:
+        self._up.callback(server.stop)
+        return server
+
     def tear_down(self) -> None:
-        """Stop everything."""
-        for server in [*self.warm.values(), self.ruled, self.unlogged, self.origin]:
-            server.stop()
+        """Stop everything that was started, also when `set_up` came only half-way."""
+        self._up.close()
 
     @contextmanager
     def cold(self, name: str) -> Iterator[Server]:

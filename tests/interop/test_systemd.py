@@ -98,10 +98,10 @@ class Installed:
         return self.host.run(f"systemctl show --value -p {what} {unit}")
 
     def is_refused(self) -> bool:
-        """Whether a client is turned away at once."""
+        """Whether a client is turned away at once: refused, or reset out of a queue that is closing."""
         try:
             socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, ConnectionResetError):
             return True
         return False
 
