@@ -108,6 +108,8 @@ class Pump:
         self._n_taken = self._n_resumed = self._ingest.n_bytes
         self._reservation.wrote(self._n_taken)
         transfer.file = self._ingest
+        # Before anything can refuse to keep it: a ring begins behind what is in the file.
+        transfer.in_file = transfer.received = self._n_taken
 
     async def _leave(self, ingest: Ingest) -> None:
         """Nothing gets a name: the file goes, or stays for the next transfer where nothing is wrong with it."""
@@ -217,8 +219,6 @@ class Pump:
         try:
             await self._tab.secure(size)
             if self._ingest is not None:
-                transfer.in_file = transfer.received = self._ingest.n_bytes
-                transfer.changed.ring()
                 return
             self._reservation = await self._work.capacity.reserve(size, transfer.digest)
             self._ingest = await self._work.blobs.ingest(transfer.digest, self._verifier)

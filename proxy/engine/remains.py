@@ -9,7 +9,7 @@ What is kept takes room that was promised and not released. It goes before anyth
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from proxy.engine.capacity import Capacity, Reservation
@@ -83,24 +83,31 @@ class Remains:
         kept = self._kept.pop(digest, None)
         if kept is None:
             return None
-        reservation = kept.reservation
-        ingest: Ingest | None = None
+        opened: list[Ingest] = []  # also when the one who asks is gone by the time that it is
+        is_resumed = False
         try:
             if size is not None and kept.n_bytes < size:
-                ingest = await self._owner.uninterrupted(self._leftovers.resume_ingest(digest, verifier), "resume")
-                if ingest is not None and ingest.n_bytes < size:
-                    await reservation.cover(size)
-                    resumed, ingest = ingest, None
-                    return resumed, reservation
+                await self._owner.uninterrupted(self._open(digest, verifier, opened), "resume")
+                if opened and opened[0].n_bytes < size:
+                    await kept.reservation.cover(size)
+                    is_resumed = True
         except (StoreError, Overloaded) as error:
             self._observe(Noticed("warning", f"{digest} starts over: {error}"))
         finally:
-            if ingest is not None:
-                await self._owner.uninterrupted(ingest.abort(), "abort an ingest")
-                ingest.close()
-        reservation.release()
-        await self._sweep()
-        return None
+            if not is_resumed:
+                await self._owner.uninterrupted(self._give_up(opened, kept), "abort an ingest")
+        return (opened[0], kept.reservation) if is_resumed else None
+
+    async def _open(self, digest: Digest, verifier: Verifier, opened: list[Ingest]) -> None:
+        ingest = await self._leftovers.resume_ingest(digest, verifier)
+        if ingest is not None:
+            opened.append(ingest)
+
+    async def _give_up(self, opened: Iterable[Ingest], kept: _Kept) -> None:
+        for ingest in opened:
+            await ingest.abort()
+            ingest.close()
+        await self._swept([kept])
 
     def is_worth(self, n_bytes: int) -> bool:
         """Whether so much of a blob should be kept for going on."""
@@ -118,17 +125,17 @@ class Remains:
         """Sweep all of it: the room is wanted."""
         if self._kept:
             kept, self._kept = self._kept, {}
-            await self._sweep()
-            for each in kept.values():
-                each.reservation.release()
+            await self._owner.uninterrupted(self._swept(kept.values()), "sweep what transfers left")
 
-    async def _sweep(self) -> None:
-        """Remove every file that is neither kept nor being written."""
+    async def _swept(self, gone: Iterable[_Kept]) -> None:
+        """Remove every file that is neither kept nor being written; and then the room of these is free again."""
         try:
             names = [each.name for each in await self._leftovers.kept_ingests() if each.digest in self._kept]
             await self._leftovers.sweep_ingest(names)
         except StoreError as error:
             self._observe(Noticed("warning", f"cannot sweep what transfers left: {error}"))
+        for each in gone:
+            each.reservation.release()
 
     async def _expire_forever(self) -> None:
         while True:
@@ -136,6 +143,4 @@ class Remains:
             until = self._clock.monotonic() - KEPT_FOR_S
             old = [self._kept.pop(digest) for digest, each in tuple(self._kept.items()) if each.since < until]
             if old:
-                await self._sweep()
-                for each in old:
-                    each.reservation.release()
+                await self._swept(old)
