@@ -6,9 +6,11 @@ been asked about for long. Bytes are shared, permission is not: a digest that is
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from weakref import WeakValueDictionary
 
 from cachetools import LRUCache
 
@@ -110,6 +112,8 @@ class Links:
         self._loading: Flights[Holding, HoldingIndex] = Flights(owner, "load links")
         #: How often a right was taken away. An answer that is kept ready is judged anew when this moves.
         self.n_dropped = 0
+        #: One for each link that is being written, for as long as somebody holds or wants it.
+        self._writing: WeakValueDictionary[tuple[Holding, Digest], asyncio.Lock] = WeakValueDictionary()
 
     async def of(self, holding: Holding) -> HoldingIndex:
         """The index of a holding. Raises Unavailable when the disk fails."""
@@ -185,12 +189,19 @@ class Links:
         index = await self.of(holding)
         index.add(record)
         self._keep(holding, index)
-        await self._records.put_link(holding, record)
+        async with self._in_turn(holding, record.descriptor.digest):
+            await self._records.put_link(holding, record)
+
+    def _in_turn(self, holding: Holding, digest: Digest) -> asyncio.Lock:
+        """What is written of one link is written in the order in which it was decided: two tags of one manifest that are
+        pulled at once must both be in the record, and a right that was taken stays taken."""
+        return self._writing.setdefault((holding, digest), asyncio.Lock())
 
     async def drop(self, holding: Holding, digest: Digest) -> None:
         """Take the right away."""
-        self.n_dropped += 1
         index = await self.of(holding)
         index.drop(digest)
+        self.n_dropped += 1  # not before: who is vouched for in between would be for good
         self._keep(holding, index)
-        await self._records.remove(holding, links=[digest])
+        async with self._in_turn(holding, digest):
+            await self._records.remove(holding, links=[digest])

@@ -7,6 +7,7 @@ pin is promised first, so that two of them cannot both begin where only one woul
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from proxy.engine.tasks import TaskOwner
 from proxy.errors import BreakwaterError, Corrupt, OutOfSpace
 from proxy.oci.digest import Digest
 from proxy.ports import Notes, Records
-from proxy.rules.ledger import Ledger, on_disk
+from proxy.rules.ledger import Ledger
 
 #: The note's name, and the version of what it says.
 NOTE, VERSION = "pins", 1
@@ -37,11 +38,6 @@ class Pin:
     def key(self) -> tuple[str, str]:
         """What there is one of."""
         return self.project, self.reference
-
-    @property
-    def n_bytes(self) -> int:
-        """What it keeps, in bytes on disk, however many others keep some of it, too."""
-        return sum(map(on_disk, self.sizes.values()))
 
 
 class Promise:
@@ -73,6 +69,8 @@ class Pins:
         self._sizes: dict[Digest, int] = {}
         #: What sealed upstreams have here: kept without being pinned.
         self._sealed: set[Digest] = set()
+        #: The note is written whole: of two that are written at once the older might come last.
+        self._changing = asyncio.Lock()
 
     def __contains__(self, digest: object) -> bool:
         return self.keeps_all or digest in self._kept or digest in self._sealed
@@ -83,7 +81,11 @@ class Pins:
     @property
     def n_bytes(self) -> int:
         """What the pins keep, in bytes on disk, each digest once."""
-        return sum(map(on_disk, self._sizes.values()))
+        return sum(map(self._ledger.on_disk, self._sizes.values()))
+
+    def bytes_of(self, pin: Pin) -> int:
+        """What a pin keeps, in bytes on disk, however many others keep some of it, too."""
+        return sum(map(self._ledger.on_disk, pin.sizes.values()))
 
     def all(self) -> list[Pin]:
         """Every pin, in order of project and reference."""
@@ -107,7 +109,8 @@ class Pins:
 
     def check(self, sizes: Mapping[Digest, int]) -> None:
         """Whether these digests (sizes in bytes) fit beside all that is pinned. Raises OutOfSpace."""
-        n_bytes = self.n_bytes + sum(on_disk(size) for digest, size in sizes.items() if digest not in self._sizes)
+        more = (self._ledger.on_disk(size) for digest, size in sizes.items() if digest not in self._sizes)
+        n_bytes = self.n_bytes + sum(more)
         if n_bytes > self._ledger.for_blobs:
             raise OutOfSpace(
                 f"pins would keep {n_bytes} bytes of a capacity of {self._ledger.capacity}: raise store.capacity, or "
@@ -125,24 +128,27 @@ class Pins:
         What somebody has pinned by hand stays theirs when the list names it, too. Raises OutOfSpace when all pins
         together exceed the capacity, Unavailable when it cannot be written down.
         """
-        self.check(sizes)
-        before = self._pins.get((project, reference))
-        pin = Pin(reference, project, dict(sizes), is_listed and (before is None or before.is_listed))
-        if pin != before:
-            await self._change([pin], [before] if before else [])
+        async with self._changing:
+            self.check(sizes)
+            before = self._pins.get((project, reference))
+            pin = Pin(reference, project, dict(sizes), is_listed and (before is None or before.is_listed))
+            if pin != before:
+                await self._change([pin], [before] if before else [])
 
     async def remove(self, reference: str, project: str = "") -> list[Pin]:
         """Let go of a reference, in one project or ("") in all: what went. Raises OutOfSpace or Unavailable, and then
         all of it stays."""
-        gone = [pin for pin in self._pins.values() if pin.reference == reference and project in ("", pin.project)]
-        await self._change([], gone)
-        return gone
+        async with self._changing:
+            gone = [pin for pin in self._pins.values() if pin.reference == reference and project in ("", pin.project)]
+            await self._change([], gone)
+            return gone
 
     async def keep_listed(self, references: Container[str]) -> list[Pin]:
         """The list names these now: let go of what was pinned for it alone and is not among them. Raises alike."""
-        gone = [pin for pin in self._pins.values() if pin.is_listed and pin.reference not in references]
-        await self._change([], gone)
-        return gone
+        async with self._changing:
+            gone = [pin for pin in self._pins.values() if pin.is_listed and pin.reference not in references]
+            await self._change([], gone)
+            return gone
 
     def is_irreplaceable(self, digest: Digest) -> bool:
         """Whether it could not be had again if it went: it belongs to what is sealed."""

@@ -1,7 +1,8 @@
 """Capacity arithmetic (INV-5): reserve, settle, release, touch, and which images go first. Decides; deletes nothing.
 
 Order of use is the order of a list, kept by touching, never by a clock. Sizes are rounded up to the file system's
-block: that is what the disk really gives away.
+block, as it says it: that is what the disk really gives away. One that gives away more than it says (ext4 with
+bigalloc) takes more than is counted here.
 
 **Images, not blobs, are evicted.** A manifest whose layers are gone is worse than none: with upstream out of reach it
 makes clients believe in an image that they cannot have. So the ledger knows which stored manifest names what, and
@@ -32,8 +33,10 @@ from heapq import merge
 from proxy.oci.digest import Digest
 from proxy.rules.table import Ring, Table
 
-#: What a file costs beyond its bytes, at most: the rounding of the common file systems.
+#: What a file is rounded up to, in bytes: by the common file systems, and by any at least.
 BLOCK_BYTES = 4096
+#: No file system rounds further. Some say more: those of a network what they carry in one piece.
+MAX_BLOCK_BYTES = 64 << 10
 #: Blobs chosen at a time: some milliseconds of deleting, after which others have their turn.
 BATCH = 64
 #: Entries looked at in one call of `coldest`: a few milliseconds of the loop.
@@ -46,9 +49,14 @@ _STEP = 1_000
 _NOT_STORED = -1
 
 
-def on_disk(size: int) -> int:
+def on_disk(size: int, block_bytes: int = BLOCK_BYTES) -> int:
     """What a file of `size` bytes takes of the disk, in bytes."""
-    return -(-size // BLOCK_BYTES) * BLOCK_BYTES
+    return -(-size // block_bytes) * block_bytes
+
+
+def block_of(said: int) -> int:
+    """What files are rounded up to where the file system says that its unit is `said`, both in bytes."""
+    return min(max(said, BLOCK_BYTES), MAX_BLOCK_BYTES)
 
 
 def slack_of(capacity: int) -> int:
@@ -85,8 +93,9 @@ class Ledger:
     set aside for all that is on disk and is no blob: folders, records, journals, what is in quarantine.
     """
 
-    def __init__(self, capacity: int, uncounted: int = 0) -> None:
+    def __init__(self, capacity: int, uncounted: int = 0, *, block_bytes: int = BLOCK_BYTES) -> None:
         self.capacity = capacity
+        self.block_bytes = block_bytes
         self.committed = 0
         self.reserved = 0
         self.uncounted = uncounted
@@ -154,6 +163,10 @@ class Ledger:
 
     # -- room ---------------------------------------------------------------------------------------------------------
 
+    def on_disk(self, size: int) -> int:
+        """What a file of `size` bytes takes of this disk, in bytes."""
+        return on_disk(size, self.block_bytes)
+
     @property
     def free(self) -> int:
         """Bytes that may still be promised without evicting."""
@@ -213,7 +226,7 @@ class Ledger:
         self._link(number, 0, min(max(1, int(written_at * 1e6)), _KNOWN - 1))
         if self._border == 0:
             self._border = number
-        self.uncounted = max(0, self.uncounted - on_disk(size))
+        self.uncounted = max(0, self.uncounted - self.on_disk(size))
         return True
 
     def order(self, digest: Digest) -> bool:
@@ -260,7 +273,7 @@ class Ledger:
         self._unlink(number)
         self._sizes[number] = _NOT_STORED
         self._n_stored -= 1
-        self.committed -= on_disk(size)
+        self.committed -= self.on_disk(size)
         self._forget_names(number)
         self._free_if_unknown(number)
         return size
@@ -327,7 +340,7 @@ class Ledger:
                 for each in image or ():
                     if each not in chosen:
                         chosen[each] = None
-                        missing -= on_disk(self._sizes[each])
+                        missing -= self.on_disk(self._sizes[each])
             number = following
         if number and not chosen and missing > 0:
             for each in passed:  # the next look must come further
@@ -423,7 +436,7 @@ class Ledger:
     def _store(self, number: int, size: int) -> None:
         self._sizes[number] = size
         self._n_stored += 1
-        self.committed += on_disk(size)
+        self.committed += self.on_disk(size)
 
     def _forget_names(self, manifest: int) -> None:
         for child in self._named.pop(manifest, ()):

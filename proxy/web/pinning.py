@@ -63,7 +63,7 @@ def operations(pins: Pins, observe: Callable[[Event], None]) -> list[Operation]:
 
 def listed(pins: Pins) -> PinList:
     """Every pin."""
-    return PinList(pins=[_shown(pin) for pin in pins.all()], kept_bytes=pins.n_bytes)
+    return PinList(pins=[_shown(pins, pin) for pin in pins.all()], kept_bytes=pins.n_bytes)
 
 
 async def let_go(pins: Pins, asked: ToUnpin, observe: Callable[[Event], None] = lambda _: None) -> Unpinned:
@@ -74,14 +74,14 @@ async def let_go(pins: Pins, asked: ToUnpin, observe: Callable[[Event], None] = 
         where = f" in project {asked.project!r}" if asked.project else ""
         raise UnknownManifest(f"nothing that is pinned{where} is called {asked.reference!r}")
     observe(Changed("pin", str(reference), "removed"))
-    return Unpinned(unpinned=[_shown(pin) for pin in gone], kept_bytes=pins.n_bytes)
+    return Unpinned(unpinned=[_shown(pins, pin) for pin in gone], kept_bytes=pins.n_bytes)
 
 
-def _shown(pin: Pin) -> PinDocument:
+def _shown(pins: Pins, pin: Pin) -> PinDocument:
     return PinDocument(
         reference=pin.reference,
         project=pin.project,
         digests=len(pin.sizes),
-        bytes=pin.n_bytes,
+        bytes=pins.bytes_of(pin),
         listed=pin.is_listed,
     )

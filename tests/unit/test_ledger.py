@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.oci.digest import Digest
-from proxy.rules.ledger import BLOCK_BYTES, Ledger, on_disk
+from proxy.rules.ledger import BLOCK_BYTES, Ledger, block_of, on_disk
 
 A, B, C = (Digest.of(name) for name in (b"a", b"b", b"c"))
 BLOCK = BLOCK_BYTES
@@ -88,3 +88,18 @@ def test_a_store_over_its_capacity_has_victims_for_nothing() -> None:
     ledger.adopt(A, BLOCK)
     ledger.adopt(B, BLOCK)
     assert ledger.victims(0, kept=()) == [A]
+
+
+@pytest.mark.parametrize(("said", "block"), [(512, 4096), (4096, 4096), (65536, 65536), (1 << 20, 65536)])
+def test_a_file_takes_blocks_as_large_as_the_file_systems(said: int, block: int) -> None:
+    """INV-5: XFS and ext4 may have blocks of 64 KiB; what a network file system says is no block."""
+    ledger = Ledger(1 << 30, uncounted=2 * block, block_bytes=block_of(said))
+    assert (ledger.on_disk(1), ledger.on_disk(block + 1)) == (block, 2 * block)
+    one, two = Digest.of(b"1"), Digest.of(b"2")
+    ledger.count(one, 1)
+    ledger.reserve(block)
+    ledger.settle(two, 1, block)
+    assert (ledger.committed, ledger.uncounted) == (2 * block, block)
+    assert ledger.victims(ledger.free + block, kept=()) == [one]
+    ledger.drop(two)
+    assert ledger.committed == block

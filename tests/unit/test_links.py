@@ -173,3 +173,60 @@ def test_an_index_of_nothing_opens_nothing() -> None:
     index = HoldingIndex()
     assert LAYER not in index and index.descriptor(LAYER) is None and index.referrers_of(LAYER) == []
     index.drop(LAYER)
+
+
+class Slow(MemoryRecords):
+    """The first of two writes of a link takes longer; a look-up waits for `gate`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_begun = 0
+        self.gate: asyncio.Event | None = None
+
+    async def put_link(self, holding: Holding, record: LinkRecord) -> None:
+        self.n_begun += 1
+        for _ in range(10 // self.n_begun):
+            await asyncio.sleep(0)
+        await super().put_link(holding, record)
+
+    async def links(self, holding: Holding) -> Sequence[LinkRecord]:
+        if self.gate is not None:
+            await self.gate.wait()
+        return await super().links(holding)
+
+
+async def test_two_tags_of_one_manifest_that_are_pulled_at_once_are_both_written_down(owner: TaskOwner) -> None:
+    """A rule that allows either tag allows the digest after a restart, too."""
+    records = Slow()
+    links = Links(records, owner)
+    await links.of(HERE)
+    await asyncio.gather(*(links.put_manifest(HERE, *described(IMAGE), Tag(tag)) for tag in ("3", "latest")))
+    (written,) = await records.links(HERE)
+    assert written.tags == ("3", "latest")
+
+
+async def test_a_right_that_is_taken_while_it_is_written_stays_taken(owner: TaskOwner) -> None:
+    """A purge is not undone by a write that had begun before it."""
+    records = Slow()
+    links = Links(records, owner)
+    await links.of(HERE)
+    writing = asyncio.create_task(links.put_manifest(HERE, *described(IMAGE), None))
+    while not records.n_begun:
+        await asyncio.sleep(0)
+    await links.drop(HERE, Digest.parse(IMAGE.digest))
+    await writing
+    assert await records.links(HERE) == []
+
+
+async def test_an_answer_that_is_vouched_for_while_links_are_read_does_not_outlive_the_right(owner: TaskOwner) -> None:
+    """INV-8: the count moves when the right is gone, and not while a purge still waits for the disk."""
+    records = Slow()
+    await Links(records, owner).put_manifest(HERE, *described(IMAGE), None)
+    links = Links(records, owner)
+    records.gate = asyncio.Event()
+    dropping = asyncio.create_task(links.drop(HERE, Digest.parse(IMAGE.digest)))
+    await asyncio.sleep(0)
+    n_dropped = links.n_dropped  # what an answer is vouched for with
+    records.gate.set()
+    await dropping
+    assert links.n_dropped > n_dropped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,10 +28,15 @@ class Notes(MemoryNotes):
     """Notes on a disk that can fail."""
 
     fails = False
+    #: The first of two writes that run at once takes longer.
+    is_odd = False
 
     async def put(self, name: str, body: bytes) -> None:
         if self.fails:
             raise Unavailable("the disk is gone")
+        self.is_odd = not self.is_odd
+        for _ in range(10 if self.is_odd else 1):
+            await asyncio.sleep(0)
         await super().put(name, body)
 
 
@@ -162,3 +168,12 @@ async def test_the_api_lists_pins_and_lets_go_of_them() -> None:
             with pytest.raises(UnknownManifest, match="nothing that is pinned"):
                 await pinning.let_go(pins, ToUnpin(reference=absent), told.append)
         assert json.loads(answer.model_dump_json())["unpinned"][0]["reference"] == "docker.io/library/alpine:3"
+
+
+async def test_pins_that_are_made_at_once_are_all_written_down() -> None:
+    """The note is written whole: one that was written for the first of them must not come after the second's."""
+    notes = Notes()
+    async with pins_in(notes) as pins:
+        await asyncio.gather(pins.add("a.test/x:1", "", {ONE: 10}), pins.add("a.test/y:1", "", {TWO: 10}))
+    async with pins_in(notes) as pins:
+        assert names(pins) == ["a.test/x:1", "a.test/y:1"]
