@@ -54,7 +54,8 @@ class Admissions:
         self._decided: TLRUCache[Key, _Decision] = TLRUCache(
             MAX_REMEMBERED, ttu=lambda _, decision, now: now + decision.lasts_s, timer=clock.monotonic
         )
-        self._absent: TLRUCache[tuple[Key, str], tuple[float, NotFound]] = TLRUCache(
+        #: For how long, and what is said: an error that was raised would keep the frames of its askers alive.
+        self._absent: TLRUCache[tuple[Key, str], tuple[float, type[NotFound], str]] = TLRUCache(
             MAX_REMEMBERED, ttu=lambda _, value, now: now + value[0], timer=clock.monotonic
         )
         self._asking: Flights[tuple[Key, str], _Decision] = Flights(owner, "ask with a login")
@@ -94,7 +95,8 @@ class Admissions:
         if decision is None or decision.by is not origin.pass_through:
             what = _what(asked)
             if (absent := self._absent.get((key, what))) is not None:
-                raise absent[1].with_traceback(None)
+                _, kind, sentence = absent
+                raise kind(sentence)
             decision = await self._asking.join((key, what), lambda: self._ask(key, route, origin, upstream, asked))
         if decision.refusal:
             raise _refused(route, is_named=bool(key[0]), why=decision.refusal)
@@ -108,7 +110,7 @@ class Admissions:
         except Unauthorised as error:
             decision = _Decision(through, min(REFUSED_FOR_S, through.remembered_s), str(error))
         except NotFound as error:
-            self._absent[key, _what(asked)] = (origin.negative_ttl_s, error)
+            self._absent[key, _what(asked)] = (origin.negative_ttl_s, type(error), str(error))
             raise
         self._decided[key] = decision
         return decision

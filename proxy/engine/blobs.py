@@ -143,10 +143,11 @@ class Blobs:
         self._verification.forget(digest)
         if rotten:
             await self._verification.condemn(digest, rotten)
-        while (running := self._running.get(digest)) is not None and running.is_given_up:
-            await running.changed.wait()
         index = await self._links.known(holding_of(route))
         linked = index.descriptor(digest)
+        # The last thing that is waited for: its request upstream must have ended before another begins (INV-4).
+        while (running := self._running.get(digest)) is not None and running.is_given_up:
+            await running.changed.wait()
         transfer, outcome = self._joined(route, origin, digest, linked.size if linked else None)
         reader = transfer.join(route.project)
         try:
@@ -298,7 +299,7 @@ class Blobs:
         return transfer, "miss"
 
     async def _run(self, transfer: Transfer, pump: Pump, dues: Dues) -> None:
-        """Wait for a turn, then pump. A transfer nobody waits for any more does not get its turn."""
+        """Wait for a turn, then pump."""
         host = transfer.source.upstream
         per_upstream = self._upstream_slots.setdefault(host, asyncio.Semaphore(self._limits.per_upstream))
         async with AsyncExitStack() as turn:
@@ -323,7 +324,11 @@ class Blobs:
 
     async def _remember_verified(self, digest: Digest) -> None:
         """What was hashed on its way in need not be hashed again by its first reader."""
-        if (blob := await self._open_file(digest)) is not None:
+        try:
+            blob = await self._open_file(digest)
+        except Overloaded:
+            return  # no descriptor is left for it; then the first reader's is hashed
+        if blob is not None:
             self._verification.remember(digest, blob.identity)
             blob.close()
 

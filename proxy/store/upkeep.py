@@ -173,7 +173,10 @@ def _walk(fs: FileSystem, root: int) -> Iterator[int]:
     """What each folder takes, and each file that is no blob, is on no way to be one, and is not the audit log's."""
     yield taken_by(fs.stat(root))
     for name in fs.names(root):
-        found = fs.look(root, name)
+        try:
+            found = fs.look(root, name)
+        except FileNotFoundError:
+            continue  # facts that were damaged have just been moved away
         if not stat.S_ISDIR(found.st_mode):
             yield taken_by(found)
         elif name != AUDIT:

@@ -534,6 +534,7 @@ async def test_a_transfer_without_a_file_waits_for_a_slow_reader_and_then_goes_o
         stalled, brisk = await running.open(digest), await running.open(digest)
         reading = asyncio.create_task(whole(brisk))
         await _until(lambda: any(task.get_name() == "deadline" for task in tasks_of(running.owner)))
+        await turns(2)  # a task that was just made looks at the clock in its first turn, not before
         assert not reading.done(), "the ring is full, and one has not begun"
         await running.clock.advance(LAGGARD_PATIENCE_S)
         assert await reading == body, "the one that stalled is waited for once: nobody moves the clock again"
@@ -651,3 +652,41 @@ async def test_what_is_being_read_is_not_evicted(upstream: FakeUpstream) -> None
         await running.idle()
         assert await running.stored(second) == other
         assert await running.stored(DIGEST) is None
+
+
+async def test_no_descriptor_left_to_look_at_what_was_stored_is_no_failure(upstream: FakeUpstream) -> None:
+    """Then it is hashed once more at its first read."""
+    store = MemoryStore()
+    async with engine(upstream, store=store, clock=HastyClock()) as running:
+        opened = await running.open(DIGEST)
+
+        async def none_left(_: Digest) -> None:
+            raise Overloaded("too many open files")
+
+        store.blobs.open, before = none_left, store.blobs.open  # type: ignore[assignment, method-assign]
+        assert await whole(opened) == BODY
+        await running.idle()
+        assert running.reports == []
+        store.blobs.open = before  # type: ignore[method-assign]
+        assert await running.stored(DIGEST) == BODY
+    await store.aclose()
+
+
+@pytest.mark.parametrize("n_turns", range(12))
+async def test_a_reader_that_goes_on_from_upstream_waits_for_the_end_of_a_transfer_that_was_given_up(
+    upstream: FakeUpstream, n_turns: int
+) -> None:
+    """INV-4: never two requests at once, whenever the last reader of the running one leaves."""
+    gate = paused(upstream)
+    async with engine(upstream, clock=HastyClock(), policy="abort") as running:
+        left = await running.open(DIGEST)
+        await tail_of(left).beyond(0)
+        running.links._indexes.clear()
+        asking = asyncio.create_task(running.blobs.instead(route(), running.origin(), DIGEST))
+        await turns(n_turns)
+        tail_of(left).leave()
+        await turns()
+        gate.set()  # for what was joined in time, and so goes on
+        assert await whole(await asking) == BODY
+        await running.idle()
+        assert upstream.most_at_once == 1

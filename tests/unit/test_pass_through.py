@@ -15,13 +15,21 @@ from typing import Any, Literal
 
 import pytest
 
-from proxy.engine.admission import REFUSED_FOR_S, RULE
-from proxy.oci.endpoints import BlobGet, RepositoryPath
-from proxy.rules.gates.access import OPERATOR
+from proxy.engine.admission import REFUSED_FOR_S, RULE, Admissions
+from proxy.engine.origins import Origin, PassThrough
+from proxy.engine.tasks import TaskOwner
+from proxy.errors import UnknownManifest
+from proxy.oci.endpoints import BlobGet, ManifestGet, RepositoryPath
+from proxy.oci.names import Tag
+from proxy.rules.freshness import TagPolicy
+from proxy.rules.gates.access import ANONYMOUS, OPERATOR
 from proxy.rules.gates.allowlist import Rules
 from proxy.rules.globs import Glob
 from proxy.web.tokens import LIFETIME_S
 from tests.support.appliance import Answer, Appliance, appliance
+from tests.support.clock import ManualClock
+from tests.support.engine import HOST, FakeUpstream
+from tests.support.engine import route as route_of
 from tests.support.images import Image, artifact, image
 from tests.support.registry import Gate, Guard, Request, ScriptedRegistry, Twist
 
@@ -365,3 +373,20 @@ async def test_what_an_operator_began_is_asked_for_with_the_upstreams_own_creden
         opened.source.leave()  # type: ignore[union-attr]
         await running.quiet()
         assert (await running.get(f"/v2/library/open/blobs/{PUBLIC.blobs[0].digest}", more=basic("bob"))).status == 200
+
+
+async def test_what_upstream_does_not_have_is_told_to_each_asker_anew() -> None:
+    """An error that is kept and raised again would keep the requests of all who were told it."""
+    owner, upstream = TaskOwner(print), FakeUpstream()
+    admissions = Admissions(clock=ManualClock(), owner=owner)
+    origin = Origin(HOST, upstream, TagPolicy(), pass_through=PassThrough(lambda _: upstream, TTL_S))
+    asked = ManifestGet(RepositoryPath(None, "library/alpine"), Tag("gone"), None)
+    told = []
+    for _ in range(3):
+        with pytest.raises(UnknownManifest, match="has no manifest") as found:
+            async with admissions.admitted(route_of(), origin, asked, ANONYMOUS):
+                pass
+        told.append(found.value)
+    assert len({id(error) for error in told}) == 3
+    assert upstream.count("manifest head") == 1
+    await owner.aclose()

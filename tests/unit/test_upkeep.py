@@ -15,6 +15,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.names import Tag
 from proxy.ports import Holding, TagRecord
 from proxy.store.disk import DiskStore
+from proxy.store.filesystem import FileSystem
 from proxy.store.upkeep import MARGIN_BYTES
 from tests.support.appliance import HastyClock
 from tests.support.clock import ManualClock
@@ -114,4 +115,19 @@ async def test_what_goes_to_quarantine_counts_on(tmp_path: Path) -> None:
         assert running.ledger.committed == 0
         assert store.upkeep.taken >= before + len(b"rotten" * 200_000)
         assert running.ledger.upkeep >= store.upkeep.needed
+    await store.aclose()
+
+
+async def test_what_is_moved_away_while_all_is_counted_stops_no_counting(tmp_path: Path) -> None:
+    """Facts that are damaged go to quarantine at any time; a start that could not count would keep nothing."""
+
+    class Moving(FileSystem):
+        def names(self, at: int) -> list[str]:
+            return [*super().names(at), "gone"]
+
+    store = await DiskStore.open(tmp_path, clock=ManualClock(), report=print)
+    await store.aclose()
+    store = await DiskStore.open(tmp_path, clock=ManualClock(), report=print, fs=Moving())
+    await store.upkeep.measure()
+    assert store.upkeep.taken > 0
     await store.aclose()
