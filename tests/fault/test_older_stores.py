@@ -8,7 +8,6 @@ a migration brings a store of today with it.
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import subprocess
@@ -23,7 +22,7 @@ from tests.support import ports
 from tests.support.clients import TEST_HOST
 from tests.support.crowd import Visit, visit_all
 from tests.support.images import Image, artifact, image, multi_arch
-from tests.support.process import START_S, Breakwater, eventually
+from tests.support.process import START_S, Breakwater, eventually, fetched
 
 STORES = Path(__file__).with_name("stores")
 APP, TOOL = multi_arch(424242, (600, 900)), image(424243, (700,))
@@ -90,12 +89,8 @@ def test_the_store_of_an_earlier_version_opens_and_serves_all_it_has(tmp_path: P
 
 def read(port: int, path: str) -> bytes:
     """A body that comes whole."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_S)
-    connection.request("GET", path)
-    answer = connection.getresponse()
-    body = answer.read()
-    connection.close()
-    assert answer.status == 200, body
+    status, body = fetched(port, path)
+    assert status == 200, body
     return body
 
 

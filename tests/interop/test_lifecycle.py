@@ -32,7 +32,7 @@ from tests.support.crowd import Visit, visit_all
 from tests.support.images import MIB, digest_of, image
 from tests.support.load import Load
 from tests.support.origin import Origin
-from tests.support.process import START_S, Breakwater, eventually, to_toml
+from tests.support.process import START_S, Breakwater, eventually, fetched, to_toml
 from tests.support.relay import Relay
 
 _SEED = count(7000)
@@ -44,16 +44,6 @@ def _blob(n_bytes: int) -> bytes:
 
 def _path(digest: str) -> str:
     return f"/v2/library/held/blobs/{digest}"
-
-
-def _get(port: int, path: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_S)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return response.status, response.read()
-    finally:
-        connection.close()
 
 
 def _is_refused(port: int) -> bool:
@@ -142,7 +132,7 @@ def test_handed_sockets_are_served_and_a_restart_refuses_nobody(scratch: Path, o
         _hand_over(breakwater, {"breakwater": data, "admin": admin})
         with breakwater:
             assert breakwater.admin("/readyz")["status"] == "ready"
-            assert _get(breakwater.port, "/metrics")[0] == 404, "nothing of the admin listener is on the data port"
+            assert fetched(breakwater.port, "/metrics")[0] == 404, "nothing of the admin listener is on the data port"
             with Load(breakwater.port, _path(digest), digest, keep_alive=False) as load:
                 for _ in range(5):
                     assert breakwater.stop() == 0
@@ -166,7 +156,7 @@ def test_the_service_manager_is_told_everything(scratch: Path, origin: Origin) -
         with Breakwater(scratch / "notified", upstreams_at(nobody), env) as breakwater:
             eventually(lambda: manager.n("READY=1") == 1, "READY was sent")
             assert re.search(rf"^STATUS=ready, on 127\.0\.0\.1:{breakwater.port}$", manager.heard()[0], re.MULTILINE)
-            assert _get(breakwater.port, "/v2/library/x/manifests/1")[0] == 502
+            assert fetched(breakwater.port, "/v2/library/x/manifests/1")[0] == 502
             fed = manager.n("WATCHDOG=1")
             eventually(lambda: manager.n("WATCHDOG=1") > fed + 3, "the watchdog is fed while upstream is down")
             eventually(
@@ -205,7 +195,7 @@ def test_sigterm_truncates_no_running_download(scratch: Path, origin: Origin) ->
     warm_digest, cold_digest = (origin.push_blob("library/held", each) for each in (warm, cold))
     with Relay(origin.port, hold_back=MIB, holds=lambda target: cold_digest in target) as relay:
         with Breakwater(scratch / "term", upstreams_at(relay.url)) as breakwater:
-            assert _get(breakwater.port, _path(warm_digest)) == (200, warm)
+            assert fetched(breakwater.port, _path(warm_digest)) == (200, warm)
             visits = [Visit(_path(cold_digest)) for _ in range(20)]
             readers = threading.Thread(target=visit_all, args=(breakwater.port, visits))
             with _asked_slowly(breakwater.port, _path(warm_digest)) as slow:
@@ -233,7 +223,7 @@ def test_a_second_sigterm_hurries(scratch: Path, origin: Origin) -> None:
     settings = upstreams_at(origin.url)
     settings["server"]["shutdown_grace"] = "1h"
     with Breakwater(scratch / "hurry", settings) as breakwater:
-        assert _get(breakwater.port, _path(digest))[0] == 200
+        assert fetched(breakwater.port, _path(digest))[0] == 200
         with _asked_slowly(breakwater.port, _path(digest)) as slow:
             breakwater.signal(signal.SIGTERM)
             eventually(lambda: _is_refused(breakwater.port), "it is stopping")
@@ -265,7 +255,7 @@ def test_a_transfer_goes_on_where_an_earlier_run_was_ended(scratch: Path, origin
             relay.release()
             breakwater.start()
             before = breakwater.status()["upstream_bytes"]
-            assert _get(breakwater.port, _path(digest)) == (200, content)
+            assert fetched(breakwater.port, _path(digest)) == (200, content)
             assert breakwater.status()["upstream_bytes"] - before < 3 * MIB
             left = [path for path in breakwater.store.rglob("ingest/*") if path.is_file()]
             assert left == [], "what was gone on with has its name"
@@ -320,16 +310,16 @@ def test_a_reload_takes_up_what_was_written(scratch: Path, origin: Origin) -> No
             reader = threading.Thread(target=visit_all, args=(breakwater.port, visits))
             reader.start()
             eventually(lambda: visits[0].n_bytes, "it reads")
-            assert _get(breakwater.port, "/v2/new.example/team/app/manifests/1")[0] == 404
+            assert fetched(breakwater.port, "/v2/new.example/team/app/manifests/1")[0] == 404
             for _ in range(3):
-                assert _get(breakwater.port, "/v2/library/ruled/manifests/1")[0] == 200
+                assert fetched(breakwater.port, "/v2/library/ruled/manifests/1")[0] == 200
             rules = {"projects": {"default": {"deny": ["docker.io/library/**"]}}}
             _rewrite(breakwater, _upstreams(docker_io=origin.url, new_example=origin.url) | rules)
             assert "taken up" in _reload(breakwater)
-            assert _get(breakwater.port, "/v2/new.example/team/app/manifests/1")[0] == 200
-            assert _get(breakwater.port, _path(digest))[0] == 403
-            assert _get(breakwater.port, "/v2/library/ruled/manifests/1")[0] == 403, "however often it was answered"
-            assert _get(breakwater.port, f"/v2/{TEST_HOST}/team/app/manifests/1")[0] == 404
+            assert fetched(breakwater.port, "/v2/new.example/team/app/manifests/1")[0] == 200
+            assert fetched(breakwater.port, _path(digest))[0] == 403
+            assert fetched(breakwater.port, "/v2/library/ruled/manifests/1")[0] == 403, "however often it was answered"
+            assert fetched(breakwater.port, f"/v2/{TEST_HOST}/team/app/manifests/1")[0] == 404
             relay.release()
             reader.join()
             assert visits[0].digest == digest
@@ -363,7 +353,7 @@ def test_a_digest_that_is_blocked_now_is_blocked_for_running_transfers_new_reade
     paths = [f"/v2/{name}/blobs/{layer}", f"/v2/{name}/manifests/1", f"/v2/{name}/manifests/{wanted.digest}"]
     with Relay(origin.port, hold_back=MIB, holds=lambda target: layer in target) as relay:
         with Breakwater(scratch / f"block-{next(_SEED)}", upstreams_at(relay.url)) as breakwater:
-            assert _get(breakwater.port, paths[1])[0] == 200
+            assert fetched(breakwater.port, paths[1])[0] == 200
             visits = [Visit(paths[0])]
             reader = threading.Thread(target=visit_all, args=(breakwater.port, visits))
             reader.start()
@@ -378,7 +368,7 @@ def test_a_digest_that_is_blocked_now_is_blocked_for_running_transfers_new_reade
                 said = answer["error"]
                 assert status == 400
             assert "nothing was changed" in said and "policy.unmatchd" in said and "breakwater.toml:" in said
-            assert _get(breakwater.port, paths[1])[0] == 200
+            assert fetched(breakwater.port, paths[1])[0] == 200
 
             breakwater.settings_path.write_text(text + f'\n[policy]\ndeny = ["{layer}"]\n')
             if way == "SIGHUP":
@@ -386,12 +376,12 @@ def test_a_digest_that_is_blocked_now_is_blocked_for_running_transfers_new_reade
             else:
                 assert _post_reload(breakwater) == (200, {"waiting": []})
             for path in paths:
-                status, body = _get(breakwater.port, path)
+                status, body = fetched(breakwater.port, path)
                 assert status == 403 and layer in body.decode(), path
             relay.release()
             reader.join()
             assert visits[0].digest == layer, "what had begun ends whole"
-            assert _get(breakwater.port, paths[0])[0] == 403
+            assert fetched(breakwater.port, paths[0])[0] == 403
             audit = breakwater.store / "breakwater" / "audit" / "audit.jsonl"
             # A thread of its own gathers lines before it writes them, so an answer may be here before its line is.
             n_denied = len(paths) + 1
@@ -409,12 +399,12 @@ def test_what_cannot_change_is_said_and_a_mistake_changes_nothing(scratch: Path,
         text = breakwater.settings_path.read_text()
         breakwater.settings_path.write_text(text.replace(f":{breakwater.port}", ":1").replace("8GiB", "9GiB"))
         assert _reload(breakwater).partition("next start only: ")[2].startswith('server.listen, store.capacity"')
-        assert _get(breakwater.port, "/v2/team/app/manifests/1")[0] == 200
+        assert fetched(breakwater.port, "/v2/team/app/manifests/1")[0] == 200
         assert "breakwater_reload_successful 1.0" in breakwater.admin("/metrics")
 
         breakwater.settings_path.write_text(text.replace('["upstreams"', '["upstream"'))
         assert "nothing was changed" in _reload(breakwater)
-        assert _get(breakwater.port, "/v2/team/app/manifests/1")[0] == 200
+        assert fetched(breakwater.port, "/v2/team/app/manifests/1")[0] == 200
         assert "breakwater_reload_successful 0.0" in breakwater.admin("/metrics")
         breakwater.settings_path.write_text(text)
         _reload(breakwater)

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import http.client
 from pathlib import Path
 
 from tests.support.clients import TEST_HOST
 from tests.support.images import image
-from tests.support.process import Breakwater
+from tests.support.process import Breakwater, fetched
 from tests.support.registry import Guard, ScriptedRegistry
-
-
-def ask(breakwater: Breakwater, path: str) -> tuple[int, bytes]:
-    """A GET at the data face."""
-    connection = http.client.HTTPConnection("127.0.0.1", breakwater.port, timeout=30)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return response.status, response.read()
-    finally:
-        connection.close()
 
 
 async def test_a_projects_credentials_are_its_own(scratch: Path) -> None:
@@ -42,7 +30,7 @@ async def test_a_projects_credentials_are_its_own(scratch: Path) -> None:
         try:
 
             async def asked(path: str) -> tuple[int, bytes]:
-                return await asyncio.to_thread(ask, breakwater, path)
+                return await asyncio.to_thread(fetched, breakwater.port, path)
 
             async def strangers() -> list[int]:
                 rest = (f"manifests/{wanted.digest}", "manifests/1", f"blobs/{layer}")

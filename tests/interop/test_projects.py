@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from tests.support.clients import TEST_HOST
 from tests.support.commands import breakwater_command
 from tests.support.images import Image, image
 from tests.support.origin import Origin
-from tests.support.process import Breakwater, eventually
+from tests.support.process import Breakwater, eventually, fetched
 
 _SEED = count(15_000)
 
@@ -34,22 +33,11 @@ def appliance(scratch: Path, origin: Origin) -> Iterator[Breakwater]:
         running.stop_cleanly()
 
 
-def get(running: Breakwater, path: str) -> tuple[int, bytes]:
-    """A GET at the data face."""
-    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
-
-
 def pull(running: Breakwater, repository: str, wanted: Image) -> None:
     """As a node does, by tag 1."""
-    assert get(running, f"/v2/{repository}/manifests/1") == (200, wanted.body)
+    assert fetched(running.port, f"/v2/{repository}/manifests/1") == (200, wanted.body)
     for blob in wanted.all_blobs():
-        assert get(running, f"/v2/{repository}/blobs/{blob.digest}")[0] == 200
+        assert fetched(running.port, f"/v2/{repository}/blobs/{blob.digest}")[0] == 200
 
 
 def audit_of(running: Breakwater) -> list[dict[str, Any]]:
@@ -68,10 +56,10 @@ def test_a_fixed_tag_that_moves_is_told_in_log_metric_and_status(appliance: Brea
     name = f"team/fixed-{next(_SEED)}"
     first, second = (image(next(_SEED), (2000,)) for _ in range(2))
     origin.push(name, "v1", first)
-    assert get(appliance, f"/v2/{TEST_HOST}/{name}/manifests/v1") == (200, first.body)
+    assert fetched(appliance.port, f"/v2/{TEST_HOST}/{name}/manifests/v1") == (200, first.body)
     origin.push(name, "v1", second)
     for _ in range(3):
-        assert get(appliance, f"/v2/{TEST_HOST}/{name}/manifests/v1") == (200, first.body)
+        assert fetched(appliance.port, f"/v2/{TEST_HOST}/{name}/manifests/v1") == (200, first.body)
     sentence = f"{TEST_HOST}/{name}:v1 was moved to {second.digest} upstream; project 'team' keeps {first.digest}"
     eventually(lambda: sentence in appliance.log(), "the log has it")
     assert appliance.log().count(sentence) == 1
@@ -123,7 +111,7 @@ def test_a_refusal_says_the_same_rule_everywhere_and_explain_said_so_before(
     assert (allowed.code, allowed.report["verdict"]) == (0, "allow")
     assert len(origin.requests()) == n_before, "nothing was fetched"
 
-    status, body = get(appliance, f"/v2/{TEST_HOST}/{name}/manifests/latest")
+    status, body = fetched(appliance.port, f"/v2/{TEST_HOST}/{name}/manifests/latest")
     (error,) = json.loads(body)["errors"]
     assert status == 403 and error["detail"] == {"rule": "**:latest", "project": "team"}
     assert error["message"] == told.report["sentence"]

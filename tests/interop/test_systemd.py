@@ -5,7 +5,6 @@ A hundred restarts are a minute's work: `make soak` has them, and every run has 
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from tests.support.clients import TEST_HOST, Skopeo
 from tests.support.images import Image, image
 from tests.support.load import Load
 from tests.support.origin import Origin
-from tests.support.process import START_S, eventually, run, to_toml
+from tests.support.process import eventually, fetched, run, to_toml
 from tests.support.systemd import REPOSITORY, SystemdHost
 
 _SEED = count(8000)
@@ -41,16 +40,6 @@ def commands(heading: str) -> list[str]:
     section = re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section is not None, f"systemd/README.md has no section {heading!r}"
     return re.findall(r"^```sh\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
-
-
-def _get(port: int, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_S)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return response.status, response.read().decode()
-    finally:
-        connection.close()
 
 
 def upstream_of(settings: str) -> str:
@@ -107,7 +96,7 @@ class Installed:
 
     def ask(self, path: str) -> int:
         """The status that a client gets."""
-        return _get(self.port, path)[0]
+        return fetched(self.port, path)[0]
 
     def answers(self) -> bool:
         """Whether a client is answered."""
@@ -115,9 +104,9 @@ class Installed:
 
     def ready(self) -> str:
         """What /readyz says, always with 200: it can serve something."""
-        status, body = _get(self.admin_port, "/readyz")
+        status, body = fetched(self.admin_port, "/readyz")
         assert status == 200, body
-        return body
+        return body.decode()
 
 
 @pytest.fixture(scope="module")
@@ -206,11 +195,11 @@ def test_what_the_unit_prepares_is_used(installed: Installed) -> None:
 
 def test_what_the_dashboard_is_made_of_is_installed(installed: Installed) -> None:
     """Templates, styles and scripts are in the wheel that `pip install .` makes, not in the checkout alone."""
-    status, page = _get(installed.admin_port, "/")
-    assert status == 200 and "Overview" in page
-    files = re.findall(r'(?:href|src)="(/static/[^"]+)"', page)
+    status, page = fetched(installed.admin_port, "/")
+    assert status == 200 and b"Overview" in page
+    files = re.findall(r'(?:href|src)="(/static/[^"]+)"', page.decode())
     assert {name.rpartition("?")[0].rpartition(".")[2] for name in files} == {"css", "js", "svg"}
-    assert {_get(installed.admin_port, name)[0] for name in files} == {200}
+    assert {fetched(installed.admin_port, name)[0] for name in files} == {200}
 
 
 @pytest.mark.parametrize("n_restarts", [6, pytest.param(100, marks=pytest.mark.soak)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
@@ -14,7 +13,7 @@ import pytest
 from tests.support.clients import TEST_HOST
 from tests.support.images import Image, image
 from tests.support.origin import Origin
-from tests.support.process import Breakwater
+from tests.support.process import Breakwater, fetched
 from tests.support.token_server import TokenServer
 
 LOGIN = ("robot", "5ecret")
@@ -51,13 +50,7 @@ def before(scratch: Path, origin: Origin, login: tuple[str, str] | None, **more:
 
 def get(breakwater: Breakwater, path: str) -> tuple[int, bytes]:
     """A GET at the data face, below the registry's source host."""
-    connection = http.client.HTTPConnection("127.0.0.1", breakwater.port, timeout=30)
-    try:
-        connection.request("GET", f"/v2/{TEST_HOST}/{path}")
-        response = connection.getresponse()
-        return response.status, response.read()
-    finally:
-        connection.close()
+    return fetched(breakwater.port, f"/v2/{TEST_HOST}/{path}")
 
 
 def pulled(breakwater: Breakwater, wanted: Image, name: str) -> list[int]:

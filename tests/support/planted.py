@@ -59,12 +59,22 @@ BUGS: tuple[Bug, ...] = (
         "proxy/store/disk.py",
         """            self.fs.fsync(fd)
             with made_folder(
-                self.fs, self._folders.blobs, shard(digest), set_aside=self._quarantine.take, settled=self._settled
+                self.fs,
+                self._folders.blobs,
+                shard(digest),
+                set_aside=self._quarantine.take,
+                settled=self._settled,
+                making=self.upkeep.making,
             ) as at:
                 self._name_it(digest, name, at)
 """,
         """            with made_folder(
-                self.fs, self._folders.blobs, shard(digest), set_aside=self._quarantine.take, settled=self._settled
+                self.fs,
+                self._folders.blobs,
+                shard(digest),
+                set_aside=self._quarantine.take,
+                settled=self._settled,
+                making=self.upkeep.making,
             ) as at:
                 self._name_it(digest, name, at)
             self.fs.fsync(fd)
