@@ -115,6 +115,8 @@ class Space:
     free_bytes: int
     total_inodes: int
     free_inodes: int
+    #: What it gives away at least, in bytes, as it says it: each file takes a whole number of these.
+    block_bytes: int = 4096
 
 
 class BlobStore(Protocol):
@@ -135,8 +137,11 @@ class BlobStore(Protocol):
         """Remove these names; absent ones are fine. Raises Unavailable."""
         ...
 
-    async def quarantine(self, digest: Digest, why: str) -> None:
-        """Move the blob out of reach, kept for inspection. Absent is fine. Never raises."""
+    async def quarantine(self, digest: Digest, why: str, inode: int | None = None) -> bool:
+        """Move the blob out of reach, kept for inspection; with `inode` only where that file still has the name.
+
+        Whether nothing has the name now: absent is fine. Never raises.
+        """
         ...
 
     def scan(self) -> AsyncIterator[Sequence[StoredBlob]]:

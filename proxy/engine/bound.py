@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 
+from proxy.engine.tasks import TaskOwner
 from proxy.errors import StoreError
 from proxy.ports import BlobStore, Notes
 
@@ -24,8 +25,9 @@ MIN_STEP_BYTES = 64 << 20
 class Bound:
     """What the store may hold at most, in bytes on disk. True for this process, which holds the store's lock."""
 
-    def __init__(self, notes: Notes, capacity: int) -> None:
+    def __init__(self, notes: Notes, capacity: int, owner: TaskOwner) -> None:
         self._notes = notes
+        self._owner = owner
         self._step = max(MIN_STEP_BYTES, capacity // 64)
         self._capacity = capacity
         self.n_bytes = 0
@@ -58,7 +60,8 @@ class Bound:
         body = json.dumps({"version": VERSION, "n_bytes": n_bytes}).encode()
         # Whatever fails below, no more than the smaller number may be relied on.
         self.n_bytes = min(self.n_bytes, n_bytes)
-        await self._notes.put(NOTE, body)
+        # To its end, whoever asked: a later bound must not be overtaken by this one.
+        await self._owner.uninterrupted(self._notes.put(NOTE, body), "write the bound")
         self.n_bytes = n_bytes
 
     async def lower(self, n_bytes: int) -> None:

@@ -61,6 +61,8 @@ class Brought:
         self._misnamed: list[dict[str, Any]] = []
         #: Room that was found for each project, digest by digest, and is not charged yet.
         self._promised: dict[str, dict[Digest, int]] = {}
+        #: Not to be evicted, here or from a quota, before it is linked: also what is here and comes late in the archive.
+        self._held: list[Digest] = []
         #: Everything that something links to now.
         self.linked: set[Digest] = set()
         entries = tuple(index)
@@ -93,7 +95,10 @@ class Brought:
             except BreakwaterError:
                 continue  # it will be reported and not linked, and costs nothing
             if not self._missing(closure, has):
-                costs.setdefault(route.project, {}).update(closure.digests())
+                costs.setdefault(route.project, {}).update(sizes := closure.digests())
+                for digest in sizes:
+                    parts.capacity.hold(digest)
+                    self._held.append(digest)
         if self._pin:
             parts.pins.check({digest: size for sizes in costs.values() for digest, size in sizes.items()})
         unpaid = {
@@ -107,10 +112,12 @@ class Brought:
                 self._promised[project] = sizes
 
     def release(self) -> None:
-        """What was promised and not charged is free again."""
+        """What was promised and not charged is free again, and what is here may go."""
         while self._promised:
             project, unpaid = self._promised.popitem()
             self._parts.charges.book.release(project, sum(unpaid.values()))
+        while self._held:
+            self._parts.capacity.unhold(self._held.pop())
 
     # -- linking ----------------------------------------------------------------------------------------------------
 
@@ -193,9 +200,8 @@ class Brought:
         charges, promised = self._parts.charges, self._promised.get(project, {})
         charges.book.release(project, sum(promised.pop(digest, 0) for digest in sizes))
         unpaid = sum(size for digest, size in sizes.items() if digest not in charges.book.of(project))
-        if not charges.reserve(project, unpaid):
+        if not charges.made_room(project, unpaid):
             raise StoreError(f"the quota of project {project!r} has no room for it")
-        charges.book.release(project, unpaid)
         for digest in sizes:
             charges.use(project, digest)
 

@@ -18,6 +18,7 @@ from proxy.engine.pull import Pull
 from proxy.engine.shelf import Shelf
 from proxy.engine.tags import Tags
 from proxy.engine.tasks import TaskOwner
+from proxy.engine.verification import Verification
 from proxy.oci.digest import Digest
 from proxy.oci.endpoints import RepositoryPath
 from proxy.oci.names import Reference
@@ -39,6 +40,7 @@ class Parts:
     records: Records
     links: Links
     manifests: Manifests
+    verification: Verification
     tags: Tags
     capacity: Capacity
     charges: Charges

@@ -25,7 +25,7 @@ from proxy.errors import OutOfSpace, StoreError, Unavailable
 from proxy.events import Event, Evicted, Noticed
 from proxy.oci.digest import Digest
 from proxy.ports import BlobStore, Clock, Facts, Notes, Records, Space, Upkeep, Use
-from proxy.rules.ledger import BLOCK_BYTES, Ledger, on_disk, slack_of
+from proxy.rules.ledger import Ledger, slack_of
 
 #: How much a transfer of unknown length reserves at a time.
 STEP_BYTES = 64 << 20
@@ -60,9 +60,14 @@ class Reservation:
         """What the promise still will take of the disk, in bytes."""
         return self.n_bytes - self._n_written
 
+    def part(self, n_bytes: int) -> Reservation:
+        """So much of a promise of which nothing is written yet, as one of its own."""
+        self.n_bytes -= n_bytes
+        return Reservation(self._capacity, n_bytes)
+
     async def cover(self, n_bytes: int) -> None:
         """Grow, in steps, until the promise covers a file of `n_bytes`. Raises OutOfSpace."""
-        needed = on_disk(n_bytes)
+        needed = self._capacity.ledger.on_disk(n_bytes)
         if needed > self.n_bytes:
             grown = max(needed, self.n_bytes + STEP_BYTES)
             try:
@@ -85,7 +90,7 @@ class Reservation:
 
     def shrink(self, n_bytes: int) -> None:
         """The file stays as it is, with `n_bytes`: give back what it will not take."""
-        beyond = self.n_bytes - on_disk(n_bytes)
+        beyond = self.n_bytes - self._capacity.ledger.on_disk(n_bytes)
         if beyond > 0:
             self._capacity.ledger.release(beyond)
             self.n_bytes -= beyond
@@ -145,7 +150,7 @@ class Capacity:
         if upkeep is not None:
             upkeep.more = self._set_aside
         self._upkeep_step = min(max(ledger.capacity // UPKEEP_SHARE, MIN_UPKEEP_STEP), MAX_UPKEEP_STEP)
-        self._bound = Bound(notes, ledger.capacity) if notes is not None else None
+        self._bound = Bound(notes, ledger.capacity, owner) if notes is not None else None
         self._is_bounded = False
         self._min_free_bytes = min_free_bytes
         self._min_free_inodes = min_free_inodes
@@ -160,6 +165,7 @@ class Capacity:
         self._going: Counter[Digest] = Counter()
         self._gone = asyncio.Event()
         self._counted = asyncio.Event()
+        self._count_ended = asyncio.Event()
         #: What every manifest names is known, so that images can be evicted whole.
         self._mapped = asyncio.Event()
         #: Deleted while the store is being counted.
@@ -215,10 +221,10 @@ class Capacity:
             self._gone.clear()
             await self._gone.wait()
         if size is not None:
-            n_bytes = on_disk(size)
+            n_bytes = self.ledger.on_disk(size)
             await self.make_room(n_bytes)
             return Reservation(self, n_bytes)
-        n_bytes = min(STEP_BYTES, max(BLOCK_BYTES, self.ledger.capacity // 8))
+        n_bytes = min(STEP_BYTES, max(self.ledger.block_bytes, self.ledger.capacity // 8))
         await self.make_room(n_bytes)
         return Reservation(self, n_bytes)
 
@@ -236,7 +242,7 @@ class Capacity:
 
     def reserve_what_is_there(self, n_bytes: int) -> Reservation | None:
         """Count a file of `n_bytes` that an earlier life left and that is no blob; None when there is no room for it."""
-        taken = on_disk(n_bytes)
+        taken = self.ledger.on_disk(n_bytes)
         self.ledger.uncounted = max(0, self.ledger.uncounted - taken)
         if not self.ledger.fits(taken):
             return None
@@ -404,7 +410,7 @@ class Capacity:
         if space.total_inodes:  # some file systems have no fixed number, and say 0
             files = sum(each.unwritten == each.n_bytes for each in self._open) + bool(n_bytes)
             missing = self._min_free_inodes(space.total_inodes) + files - space.free_inodes
-            short = max(short, missing * BLOCK_BYTES)
+            short = max(short, missing * self.ledger.block_bytes)
         return short
 
     # -- watching ---------------------------------------------------------------------------------------------------
@@ -477,8 +483,10 @@ class Capacity:
         return self._counted.is_set()
 
     async def counted(self) -> None:
-        """Return when the ledger knows the whole store, however long that takes."""
-        await self._counted.wait()
+        """Return when the ledger knows the whole store, however long that takes. Raises Unavailable when it cannot."""
+        await self._count_ended.wait()
+        if not self.is_counted:
+            raise Unavailable(self._why_uncounted)
 
     async def mapped(self) -> None:
         """Return when it is known as well what every manifest names."""
@@ -519,6 +527,7 @@ class Capacity:
             self._count_until = self._clock.monotonic()  # waiting would not help
             self._why_uncounted = f"cannot count the store, nothing new is kept: {error}"
             self._observe(Noticed("error", self._why_uncounted))
+            self._count_ended.set()
             return
         for _ in self.ledger.order_by_age():
             await asyncio.sleep(0)
@@ -530,6 +539,7 @@ class Capacity:
         self._follow_upkeep()
         self._deleted.clear()
         self._counted.set()
+        self._count_ended.set()
         await self._map()
         await self._shrink_to_capacity()
         await self._lower_bound()

@@ -22,7 +22,7 @@ from cachetools import TTLCache
 
 from proxy.engine.capacity import Capacity
 from proxy.engine.tasks import TaskOwner
-from proxy.errors import Denied, OutOfSpace, OverQuota, StoreError
+from proxy.errors import Denied, OutOfSpace, OverQuota, StoreError, Unavailable
 from proxy.events import Event, Noticed
 from proxy.oci.descriptor import Descriptor
 from proxy.oci.digest import Digest
@@ -110,7 +110,11 @@ class Tab:
         promised, self._promised = self._promised, {}
         for project, n_bytes in promised.items():
             self._charges.book.release(project, n_bytes)
-            self._charges.charge(project, self._digest, size)
+            is_paid = self._digest in self._charges.book.of(project)
+            if n_bytes == size or is_paid or self._charges.made_room(project, size):
+                self._charges.charge(project, self._digest, size)
+            else:  # it paid when it joined, and a recount has found since that the blob was gone
+                self._charges.note_unpaid(project, self._digest)
 
     def give_up(self) -> None:
         """Nothing will be kept after all, though readers are still served."""
@@ -182,6 +186,8 @@ class Charges:
         self._writing = asyncio.Lock()
         self._sweeping = asyncio.Lock()
         self._loaded = asyncio.Event()
+        #: The journals were read, or cannot be.
+        self._read = asyncio.Event()
         self._load_until = clock.monotonic() + LOAD_PATIENCE_S
         #: What was charged, uncharged and deleted while the journals are read: they know nothing of it.
         self._meanwhile: set[tuple[str, Digest]] = set()
@@ -205,7 +211,7 @@ class Charges:
         try:
             await self.load()
         except StoreError as error:
-            self._load_until = self._clock.monotonic()  # waiting would not help
+            self._read.set()  # waiting would not help
             self._observe(
                 Noticed("error", f"nothing new is kept for projects with a quota, whose use is not known: {error}")
             )
@@ -221,6 +227,7 @@ class Charges:
                 if size is not None:
                     self.book.adopt(project, digest, size)
         self._loaded.set()
+        self._read.set()
         self.gone(digest for digest in self._gone_meanwhile if digest not in self._capacity.ledger)
         self._meanwhile.clear()
         self._gone_meanwhile.clear()
@@ -234,6 +241,10 @@ class Charges:
         """Whether it can be said what this project may still spend."""
         return self.is_loaded or self.book.of(project).allowance.quota is None
 
+    async def read(self) -> None:
+        """Return when the journals are read, or cannot be, however long that takes."""
+        await self._read.wait()
+
     async def known_to_all(self, projects: Iterable[str]) -> None:
         """Return when the projects' use is known, or when that has had its time."""
         if all(map(self.knows, projects)):
@@ -242,7 +253,7 @@ class Charges:
         if patience_s > 0:
             try:
                 async with self._owner.deadline(self._clock, patience_s):
-                    await self._loaded.wait()
+                    await self._read.wait()
             except TimeoutError:
                 pass
 
@@ -268,7 +279,10 @@ class Charges:
             self._observe(Noticed("warning", f"charges could not be written down, trying again: {error}"))
 
     async def _recount_once(self) -> None:
-        await self._capacity.counted()
+        try:
+            await self._capacity.counted()
+        except Unavailable:
+            return  # said by whoever could not count it
         await self._loaded.wait()
         await self.recount()
         await self._charge_owed()
@@ -342,8 +356,7 @@ class Charges:
             return
         if size is None:
             return  # passed through and not stored
-        if self.reserve(project, size):
-            self.book.release(project, size)
+        if self.made_room(project, size):
             self.charge(project, digest, size)
         else:
             self.refuse_unless_admitted(project, digest, size)
@@ -377,6 +390,8 @@ class Charges:
 
         Changes nothing. Raises OverQuota, saying what needs how much; `what` is its subject.
         """
+        if not self.knows(project):
+            raise OverQuota(f"{what} needs room in the quota of project {project!r}, and what that uses cannot be read")
         if self.book.has_room(project, n_bytes, self._capacity.kept):
             return
         account = self.book.of(project)
@@ -403,20 +418,24 @@ class Charges:
             self._full.discard(project)
         return True
 
+    def made_room(self, project: str, n_bytes: int) -> bool:
+        """Room in a project's quota for what is charged to it in the same breath; made, or not, as by `reserve`."""
+        if not self.reserve(project, n_bytes):
+            return False
+        self.book.release(project, n_bytes)
+        return True
+
     def charge(self, project: str, digest: Digest, size: int) -> None:
         """The project pays for a stored blob."""
         self.book.adopt(project, digest, size)
         self.note(project, digest, size)
 
-    def note(self, project: str, digest: Digest, size: int) -> None:
-        """To be written: the project pays."""
-        self._note(project, digest, size)
-
     def note_unpaid(self, project: str, digest: Digest) -> None:
         """To be written: the project does not pay, or no longer; unless it does."""
-        self._note(project, digest, self.book.of(project).size_of(digest))
+        self.note(project, digest, self.book.of(project).size_of(digest))
 
-    def _note(self, project: str, digest: Digest, size: int | None) -> None:
+    def note(self, project: str, digest: Digest, size: int | None) -> None:
+        """To be written: the project pays so much, or (None) no longer."""
         self._unwritten.setdefault(project, {})[digest] = size
         if not self.is_loaded:
             self._meanwhile.add((project, digest))
@@ -438,7 +457,8 @@ class Charges:
             while unwritten:
                 project, changes = unwritten.popitem()
                 try:
-                    await self._write(project, changes)
+                    # To its end, whoever asked: two that append at once would write over each other.
+                    await self._owner.uninterrupted(self._write(project, changes), "write charges")
                 except BaseException:
                     unwritten[project] = changes
                     for each, older in unwritten.items():

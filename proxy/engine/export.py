@@ -61,7 +61,8 @@ class Export:
         project: str | None = None,
         since: Iterable[Contents] = (),
     ) -> Plan:
-        """What a bundle of these holds. Raises nothing for what one of them lacks: its entry of `images` says it."""
+        """What a bundle of these holds. What one of them lacks its entry of `images` says. Raises Unavailable when the
+        store cannot be counted."""
         await self._parts.capacity.counted()
         made = _Making(self._parts, scope, project)
         for reference in dict.fromkeys(references):
@@ -74,7 +75,7 @@ class Export:
     async def members(self, plan: Plan, tell: Tell) -> AsyncIterator[Member]:
         """The bundle: the contents first, so that a reader can judge before it keeps anything.
 
-        Raises Unavailable or Corrupt when a blob goes away meanwhile; what was written by then is worthless.
+        Raises StoreError when a blob goes away meanwhile or is damaged; what was written by then is worthless.
         """
         held = list(plan.contents.members)
         for digest in held:
@@ -92,16 +93,19 @@ class Export:
 
     async def _pieces(self, digest: Digest, size: int) -> AsyncIterator[bytes]:
         """The blob, hashed on its way: a rotten file must not be carried over the gap."""
+        gone = f"{digest} went away while it was exported; prefetch it and export again"
         blob = await self._parts.blobs.open(digest)
-        if blob is None or blob.size != size:
-            raise StoreError(f"{digest} went away while it was exported; prefetch it and export again")
+        if blob is None:
+            raise StoreError(gone)
         verifier = Verifier(digest)
         try:
+            if blob.size != size:
+                raise StoreError(gone)
             while piece := await self._read(blob, verifier):
                 yield piece
             if not verifier.agrees():
-                await self._parts.blobs.quarantine(digest, "the stored file does not hash to its name")
-                self._parts.capacity.forget(digest)
+                why = f"the stored file of {digest} does not hash to its name"
+                await self._parts.verification.condemn(digest, why, blob)
                 raise StoreError(f"{digest} is damaged and was moved to quarantine; prefetch it and export again")
         finally:
             blob.close()

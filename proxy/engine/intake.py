@@ -21,6 +21,7 @@ from typing import Any
 
 from proxy.engine.brought import Brought
 from proxy.engine.bundle import PIECE_BYTES, Parts, Tell
+from proxy.engine.capacity import Reservation
 from proxy.engine.manifests import Held, held_of
 from proxy.errors import BadArchive, BreakwaterError, InvalidManifest, OutOfSpace, Overloaded, StoreError
 from proxy.oci import layout
@@ -28,11 +29,12 @@ from proxy.oci.descriptor import Descriptor
 from proxy.oci.digest import Digest, Verifier
 from proxy.oci.layout import Contents, blob_name, maybe_blob
 from proxy.oci.manifest import MAX_MANIFEST_BYTES
-from proxy.ports import Member
-from proxy.rules.ledger import on_disk
+from proxy.ports import Ingest, Member
 
 #: What waits in memory at most, in bytes, until all manifests are known: those of some ten thousand images.
 MAX_WAITING_BYTES = 32 << 20
+#: Stored blobs looked at in one turn of the loop, to see what room there could be.
+LOOKED_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,11 @@ class Import:
         """Take all images that are whole. The report says of each what it is, or what is missing.
 
         Raises BadArchive for an archive that is refused and OutOfSpace for one that cannot fit (the capacity, a
-        project's quota, or with `terms.pin` the pins), and then nothing of it stays. Cancelled or killed, what has come
-        stays, linked to nothing, for the next try.
+        project's quota, or with `terms.pin` the pins), and then nothing of it stays; Unavailable when the store cannot be
+        counted. Cancelled or killed, what has come stays, linked to nothing, for the next try.
         """
         await self._parts.capacity.counted()
+        await self._parts.charges.read()
         taking = _Taking(self._parts, terms, tell)
         try:
             async for member in members:
@@ -94,7 +97,8 @@ class _Taking:
         self._arrived: dict[Digest, int] = {}
         self._added: dict[Digest, int] = {}
         self._held: list[Digest] = []
-        self._n_reserved = 0
+        #: Promised for what the contents say is still to come.
+        self._room: Reservation | None = None
 
     # -- members ----------------------------------------------------------------------------------------------------
 
@@ -142,7 +146,7 @@ class _Taking:
                 f"this bundle builds on an earlier one that was not imported here: {len(absent)} blobs are missing, "
                 f"{absent[0]} among them"
             )
-        self._check_room(self._n_wanted())
+        await self._check_room(self._n_wanted())
 
     async def _take_index(self, index: tuple[Descriptor, ...]) -> None:
         self._index = index
@@ -181,24 +185,29 @@ class _Taking:
 
     async def _store(self, digest: Digest, member: Member, verifier: Verifier) -> None:
         """The same way that a transfer's bytes take: reserved, hashed, synced, named (INV-1, INV-2, INV-5)."""
-        parts, n_bytes = self._parts, on_disk(member.size)
-        if self._contents is None:
-            await self._reserve(n_bytes)
-        ingest = await parts.blobs.ingest(digest, verifier)
+        owner, reservation = self._parts.owner, await self._reserved(digest, member.size)
         try:
-            async for piece in _gathered(member.pieces):
-                await parts.owner.uninterrupted(ingest.write(piece), "write an imported blob")
-            if not verifier.agrees():
-                raise BadArchive(f"{member.name} does not hash to its name")
-            await parts.owner.uninterrupted(ingest.commit(), "commit an imported blob")
-        except BaseException:
-            await parts.owner.uninterrupted(ingest.abort(), "abort an imported blob")
-            raise
+            ingest = await self._parts.blobs.ingest(digest, verifier)
+            try:
+                async for piece in _gathered(member.pieces):
+                    await owner.uninterrupted(ingest.write(piece), "write an imported blob")
+                    reservation.wrote(ingest.n_bytes)
+                if not verifier.agrees():
+                    raise BadArchive(f"{member.name} does not hash to its name")
+                await owner.uninterrupted(self._commit(digest, ingest, reservation), "commit an imported blob")
+            except BaseException:
+                await owner.uninterrupted(ingest.abort(), "abort an imported blob")
+                raise
+            finally:
+                ingest.close()
         finally:
-            ingest.close()
-        parts.capacity.settle(digest, member.size, n_bytes)
-        self._n_reserved -= n_bytes
-        self._added[digest] = member.size
+            reservation.release()
+
+    async def _commit(self, digest: Digest, ingest: Ingest, reservation: Reservation) -> None:
+        """What has its name is counted, whether or not somebody still waits for it."""
+        await ingest.commit()
+        reservation.settle(digest, ingest.n_bytes)
+        self._added[digest] = ingest.n_bytes
 
     def _hold(self, digest: Digest) -> None:
         """Neither what is here nor what comes may be evicted before it is linked."""
@@ -246,7 +255,8 @@ class _Taking:
         if self._index is not None and not waiting.unseen:
             await self._judge(waiting.manifests)
         if self._contents is not None:
-            await self._reserve(self._n_wanted())
+            await self._check_room(n_wanted := self._n_wanted())
+            self._room = await self._parts.capacity.reserve(n_wanted)
         for digest, body in waiting.bodies.items():
             await self._keep(digest, Member(blob_name(digest), len(body), _once(body)))
 
@@ -268,23 +278,30 @@ class _Taking:
     def _n_wanted(self) -> int:
         """What the archive will take of the disk beyond what is here, in bytes, once its contents are known."""
         members = self._contents.members if self._contents is not None else {}
-        return sum(on_disk(size) for digest, size in members.items() if not self._parts.is_here(digest, size))
+        ledger = self._parts.capacity.ledger
+        return sum(ledger.on_disk(size) for digest, size in members.items() if ledger.size_of(digest) != size)
 
-    def _check_room(self, n_bytes: int) -> None:
+    async def _check_room(self, n_bytes: int) -> None:
         """Raises OutOfSpace where no eviction that may be would make room for `n_bytes`. Evicts nothing."""
-        capacity = self._parts.capacity
-        gives = capacity.ledger.free + sum(on_disk(size) for digest, size in capacity.ledger if capacity.may_go(digest))
-        if n_bytes > gives:
-            raise OutOfSpace(
-                f"the import needs {n_bytes} bytes, and there is room for {max(gives, 0)} of a capacity of "
-                f"{capacity.ledger.capacity}: raise store.capacity; nothing was written"
-            )
+        capacity, gives = self._parts.capacity, 0
+        batches = capacity.ledger.batches(LOOKED_AT_ONCE)
+        while n_bytes > (room := capacity.ledger.free + gives):
+            batch = next(batches, None)
+            if batch is None:
+                raise OutOfSpace(
+                    f"the import needs {n_bytes} bytes, and there is room for {max(room, 0)} of a capacity of "
+                    f"{capacity.ledger.capacity}: raise store.capacity; nothing was written"
+                )
+            gives += sum(capacity.ledger.on_disk(size) for digest, size in batch if capacity.may_go(digest))
+            await asyncio.sleep(0)
 
-    async def _reserve(self, n_bytes: int) -> None:
-        """Room for all of it before any of it is written. Raises OutOfSpace."""
-        self._check_room(n_bytes)
-        await self._parts.capacity.make_room(n_bytes)
-        self._n_reserved += n_bytes
+    async def _reserved(self, digest: Digest, size: int) -> Reservation:
+        """Room for a blob: of what was promised for all of them, where the contents say what comes. Raises OutOfSpace."""
+        n_bytes = self._parts.capacity.ledger.on_disk(size)
+        if self._room is not None and n_bytes <= self._room.n_bytes:
+            return self._room.part(n_bytes)
+        await self._check_room(n_bytes)
+        return await self._parts.capacity.reserve(size, digest)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -320,17 +337,20 @@ class _Taking:
         if not digests:
             return
         try:
-            await self._parts.blobs.delete(digests)
+            await self._parts.owner.uninterrupted(self._delete(digests), "delete what an import has brought")
         except (StoreError, Overloaded):
-            return  # they stay, linked to nothing, and are evicted like anything else
+            pass  # they stay, linked to nothing, and are evicted like anything else
+
+    async def _delete(self, digests: Sequence[Digest]) -> None:
+        await self._parts.blobs.delete(digests)
         for digest in digests:
             self._parts.capacity.forget(digest)
             self._parts.manifests.forget(digest)
 
     def release(self) -> None:
         """Promises and holds end with the import."""
-        self._parts.capacity.ledger.release(self._n_reserved)
-        self._n_reserved = 0
+        if self._room is not None:
+            self._room.release()
         if self._brought is not None:
             self._brought.release()
         for digest in self._held:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from cachetools import TLRUCache, TTLCache
 
-from proxy.engine.capacity import Capacity
-from proxy.engine.charges import Charges
+from proxy.engine.capacity import Capacity, Reservation
+from proxy.engine.charges import Charges, Tab
 from proxy.engine.flights import Flights, landing
 from proxy.engine.links import Links, blaming
 from proxy.engine.origins import Origin
@@ -26,7 +26,7 @@ from proxy.oci.descriptor import Descriptor
 from proxy.oci.digest import Digest, Verifier
 from proxy.oci.manifest import MAX_MANIFEST_BYTES, Manifest
 from proxy.oci.names import Tag, TagOrDigest
-from proxy.ports import BlobStore, Clock, Holding
+from proxy.ports import BlobStore, Clock, Holding, Ingest
 from proxy.rules.backoff import BAD_FOR_S
 from proxy.rules.routes import Route
 
@@ -164,16 +164,14 @@ class Manifests:
                 blob.read(len(body), MAX_MANIFEST_BYTES, verifier), "read a manifest"
             ):
                 body += piece
+            if not verifier.agrees():
+                await self._verification.condemn(digest, f"the stored file of {digest} does not hash to its name", blob)
+                return None
         except StoreError as error:
             self._observe(Noticed("error", f"cannot read {digest} from the store, asking upstream: {error}"))
             return None
         finally:
             blob.close()
-        if not verifier.agrees():
-            await self._blobs.quarantine(digest, "the stored file does not hash to its name")
-            self._capacity.forget(digest)
-            self._observe(Noticed("error", f"{digest} does not hash to its name; moved to quarantine"))
-            return None
         self._verification.remember(digest, blob.identity)
         self._capacity.touch(digest)
         return body
@@ -229,44 +227,38 @@ class Manifests:
             tab.join(project, len(held.body), is_admitted=True)
             await tab.secure(len(held.body))
             self._capacity.hold(digest)  # from here on it is not evicted under our hands
-        except StoreError as error:
-            tab.close()
+            try:
+                await self._store(held, tab)
+            finally:
+                self._capacity.unhold(digest)
+        except (StoreError, Overloaded) as error:
             self._not_kept(digest, error)
-            return
-        except BaseException:
+        finally:
             tab.close()
-            raise
-        try:
-            reservation = await self._capacity.reserve(len(held.body), digest)
-        except StoreError as error:
-            self._capacity.unhold(digest)
-            tab.close()
-            self._not_kept(digest, error)
-            return
-        except BaseException:
-            self._capacity.unhold(digest)
-            tab.close()
-            raise
+
+    async def _store(self, held: Held, tab: Tab) -> None:
+        digest = held.descriptor.digest
+        reservation = await self._capacity.reserve(len(held.body), digest)
         try:
             ingest = await self._blobs.ingest(digest, Verifier(digest))
             try:
                 await self._owner.uninterrupted(ingest.write(held.body), "write a manifest")
-                await tab.record()
-                await self._owner.uninterrupted(ingest.commit(), "commit a manifest")
+                await self._owner.uninterrupted(self._commit(held, ingest, reservation, tab), "commit a manifest")
             except BaseException:
                 await self._owner.uninterrupted(ingest.abort(), "abort a manifest")
                 raise
             finally:
                 ingest.close()
-            reservation.settle(digest, len(held.body))
-            tab.settle(len(held.body))
-            self._know_names(held)
-        except (StoreError, Overloaded) as error:
-            self._not_kept(digest, error)
         finally:
-            self._capacity.unhold(digest)
             reservation.release()
-            tab.close()
+
+    async def _commit(self, held: Held, ingest: Ingest, reservation: Reservation, tab: Tab) -> None:
+        """What has its name is counted, whoever asked for it has left or not."""
+        await tab.record()
+        await ingest.commit()
+        reservation.settle(held.descriptor.digest, len(held.body))
+        tab.settle(len(held.body))
+        self._know_names(held)
 
     async def _link(self, holding: Holding, held: Held, tag: Tag | None) -> None:
         try:

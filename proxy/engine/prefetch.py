@@ -89,9 +89,11 @@ class Prefetch:
         """Fetch all of these, in the list's order of beginning. Never raises for what one reference lacks.
 
         With `pin` what is whole is kept from eviction from here on. With `is_list` these are all that is to be here at
-        all times: pins of an earlier list that are not among them end; raises Unavailable when that cannot be written.
+        all times: pins of an earlier list that are not among them end; raises Unavailable when that cannot be written,
+        or when the store cannot be counted.
         """
         await self._capacity.counted()
+        await self._charges.read()
         filled: dict[Reference, Filled] = {}
         waiting = iter(dict.fromkeys(references))
 

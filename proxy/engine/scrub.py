@@ -48,7 +48,7 @@ class Found:
     rotten: dict[Digest, str] = field(default_factory=dict)
     #: Could not be read; left where they are.
     unreadable: dict[Digest, str] = field(default_factory=dict)
-    #: On disk and not counted, or counted with another size, or counted and not on disk.
+    #: On disk and not counted, or counted with another size.
     miscounted: list[Digest] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -103,6 +103,8 @@ class Scrub:
         async for blob in self._all():
             verdict, why = await self._check(blob.digest)
             if verdict == "gone":
+                # Evicted, or found to be rotten by a reader or the scrub since it was listed, who has told of it: what
+                # is out of reach is no finding of ours.
                 continue
             found.n_blobs += 1
             found.n_bytes += blob.size
@@ -136,10 +138,14 @@ class Scrub:
                         continue
                     try:
                         await self._refetch(holding, digest, digest == link.descriptor.digest and link.is_manifest)
-                        found.rotten[digest] = "repaired"
-                        del missing[digest]
                     except BreakwaterError as error:
                         missing[digest] = str(error)
+                        continue
+                    if self._size_of(digest) is None:
+                        missing[digest] = "it was fetched again and could not be kept"
+                        continue
+                    found.rotten[digest] = "repaired"
+                    del missing[digest]
         found.rotten |= missing
 
     # -- in the background --------------------------------------------------------------------------------------------
@@ -202,17 +208,16 @@ class Scrub:
             ):
                 if bytes_per_s:
                     await self._clock.sleep(len(piece) / bytes_per_s)
+            if verifier.agrees():
+                self._verification.remember(digest, blob.identity)
+                return "right", ""
+            why = f"the stored file of {digest} does not hash to its name"
+            await self._verification.condemn(digest, why, blob)
+            return "rotten", why
         except StoreError as error:
             return "unreadable", str(error)
         finally:
             blob.close()
-        if verifier.agrees():
-            self._verification.remember(digest, blob.identity)
-            return "right", ""
-        self._verification.forget(digest)
-        why = f"the stored file of {digest} does not hash to its name"
-        await self._verification.condemn(digest, why)
-        return "rotten", why
 
 
 def _step(found: Found, digest: Digest, verdict: Verdict) -> dict[str, Any]:

@@ -7,15 +7,16 @@ hashing for any number of readers. A file that does not hash to its name is quar
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from cachetools import LRUCache
 
 from proxy.engine.tasks import TaskOwner
 from proxy.engine.transfers import Source, Transfer
 from proxy.errors import BreakwaterError, Corrupt, Unavailable
+from proxy.events import Event, Noticed
 from proxy.oci.digest import Digest, Verifier
-from proxy.ports import Clock, FileIdentity, OpenBlob
+from proxy.ports import BlobStore, Clock, FileIdentity, OpenBlob
 from proxy.rules.transfer import State
 
 #: How many verified files are remembered; one that falls out is hashed once more.
@@ -31,15 +32,19 @@ class Verification:
         self,
         owner: TaskOwner,
         clock: Clock,
+        blobs: BlobStore,
         *,
-        condemn: Callable[[Digest, str], Awaitable[None]],
+        on_gone: Callable[[Digest], None],
+        observe: Callable[[Event], None],
         is_irreplaceable: Callable[[Digest], bool] = lambda _: False,
     ) -> None:
-        """`condemn` takes a file that is wrong out of reach. One that merely cannot be read now stays where it is when
+        """`on_gone` is told of what was taken out of reach. A file that merely cannot be read now stays where it is when
         it is irreplaceable: the disk may come back, and nobody else has the bytes."""
         self._owner = owner
         self._clock = clock
-        self.condemn = condemn
+        self._blobs = blobs
+        self._on_gone = on_gone
+        self._observe = observe
         self._is_irreplaceable = is_irreplaceable
         self._verified: LRUCache[Digest, FileIdentity] = LRUCache(MAX_REMEMBERED)
         self._running: dict[Digest, tuple[FileIdentity, Transfer]] = {}
@@ -55,6 +60,14 @@ class Verification:
     def forget(self, digest: Digest) -> None:
         """Whatever is under this name is to be hashed again."""
         self._verified.pop(digest, None)
+
+    async def condemn(self, digest: Digest, why: str, blob: OpenBlob | None = None) -> None:
+        """Take a file that is wrong out of reach, and say so. With `blob`, which must still be open, that very file: a
+        right one may have taken its place while it was read, and stays. Never raises."""
+        self.forget(digest)
+        if await self._blobs.quarantine(digest, why, blob.identity.inode if blob is not None else None):
+            self._on_gone(digest)
+            self._observe(Noticed("error", f"{why}; moved to quarantine"))
 
     def tail(self, digest: Digest, blob: OpenBlob) -> Transfer:
         """The hashing of this file, begun if it is not running. It owns `blob`, and closes it if it is not needed."""
@@ -85,14 +98,15 @@ class Verification:
             transfer.goes(State.VERIFYING)
             if verifier.n_bytes != blob.size or not verifier.agrees():
                 why = f"the stored file of {transfer.digest} does not hash to its name"
-                await self.condemn(transfer.digest, why)
+                await self.condemn(transfer.digest, why, blob)
                 raise Corrupt(f"{why}; it was moved to quarantine and will be fetched again")
             self.remember(transfer.digest, blob.identity)
             transfer.goes(State.COMMITTED)
         except Unavailable as failure:
             # A file that cannot be read would answer short for ever; without it the next request is upstream's.
             if not self._is_irreplaceable(transfer.digest):
-                await self.condemn(transfer.digest, f"the stored file of {transfer.digest} cannot be read: {failure}")
+                why = f"the stored file of {transfer.digest} cannot be read: {failure}"
+                await self.condemn(transfer.digest, why, blob)
             transfer.fail(failure)
         except BreakwaterError as failure:
             transfer.fail(failure)

@@ -272,12 +272,13 @@ class DiskBlobs:
         for start in range(0, len(digests), _BATCH):
             await self.workers.run("syncs", self._delete, digests[start : start + _BATCH])
 
-    async def quarantine(self, digest: Digest, why: str) -> None:
+    async def quarantine(self, digest: Digest, why: str, inode: int | None = None) -> bool:
         """See ports.BlobStore."""
         try:
-            await self.workers.run("syncs", self._set_aside, digest, why)
-        except StoreError as error:
+            return await self.workers.run("syncs", self._set_aside, digest, why, inode)
+        except (StoreError, Overloaded) as error:
             self.workers.tell(str(error))
+            return False
 
     async def scan(self) -> AsyncIterator[Sequence[StoredBlob]]:
         """See ports.BlobStore.
@@ -479,12 +480,14 @@ class DiskBlobs:
         except IsADirectoryError:
             self._quarantine.take(at, digest.hex, f"a folder was in the place of {digest}")
 
-    def _set_aside(self, digest: Digest, why: str) -> None:
+    def _set_aside(self, digest: Digest, why: str, inode: int | None) -> bool:
         try:
             with opened_folder(self.fs, self._folders.blobs, shard(digest), set_aside=self._quarantine.take) as at:
-                self._quarantine.take(at, digest.hex, f"{digest}: {why}")
+                if inode not in (None, self.fs.look(at, digest.hex).st_ino):
+                    return False
+                return self._quarantine.take(at, digest.hex, f"{digest}: {why}")
         except FileNotFoundError:
-            pass
+            return True
         except OSError as error:
             raise meaning(error, f"cannot quarantine {digest} ({why})") from error
 
@@ -549,7 +552,7 @@ class DiskBlobs:
             raise meaning(error, "cannot ask the file system for its free space") from error
         unit = found.f_frsize or found.f_bsize
         # f_bavail and f_favail leave out what is reserved for root: we are not to eat into that.
-        return Space(found.f_blocks * unit, found.f_bavail * unit, found.f_files, found.f_favail)
+        return Space(found.f_blocks * unit, found.f_bavail * unit, found.f_files, found.f_favail, unit)
 
     def _leftovers(self) -> list[tuple[str, os.stat_result]]:
         """Plain files under ingest/ that no transfer of this process owns; the rest is quarantined."""

@@ -138,12 +138,16 @@ class MemoryBlobs:
         for digest in digests:
             self._drop(digest)
 
-    async def quarantine(self, digest: Digest, why: str) -> None:
+    async def quarantine(self, digest: Digest, why: str, inode: int | None = None) -> bool:
         """See ports.BlobStore. Only the reason is kept."""
         await asyncio.sleep(0)
-        if digest in self._kept:
+        fd = self._kept.get(digest)
+        if fd is not None:
+            if inode not in (None, os.fstat(fd).st_ino):
+                return False
             self._drop(digest)
             self.quarantined.append((digest, why))
+        return True
 
     async def scan(self) -> AsyncIterator[Sequence[StoredBlob]]:
         """See ports.BlobStore."""

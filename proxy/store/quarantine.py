@@ -32,21 +32,23 @@ class Quarantine:
         self.max_bytes = MAX_BYTES
         self._took = took
 
-    def take(self, at: int, name: str, why: str) -> None:
-        """Move `name` out of the folder `at`, and report it. What cannot be moved stays, and is reported too."""
+    def take(self, at: int, name: str, why: str) -> bool:
+        """Move `name` out of the folder `at`, and report it: whether nothing is there now. What cannot be moved stays, and
+        is reported too."""
         kept_as = f"{name[:200]}.{secrets.token_hex(4)}"
         try:
             n_bytes = self._fs.look(at, name).st_blocks * 512
             self._fs.rename(at, name, self._at, kept_as)
         except FileNotFoundError:
-            return
+            return True
         except OSError as error:
             self.report(f"{why}; it could not be moved to quarantine: {error.strerror}")
-            return
+            return False
         # A record or a note is counted twice from here on, until the next start: rather that than asking where it was.
         self._took(n_bytes)
         self.report(f"{why}; it is now quarantine/{kept_as}")
         self._trim()
+        return True
 
     def _trim(self) -> None:
         """Remove the oldest plain files beyond the limits.

@@ -346,6 +346,7 @@ def _freight(kept: Kept, serving: Serving, around: Surroundings) -> Freight:
         records=kept.store.records,
         links=kept.links,
         manifests=kept.manifests,
+        verification=kept.verification,
         tags=kept.tags,
         capacity=kept.capacity,
         charges=kept.charges,

@@ -18,10 +18,9 @@ from proxy.engine.tasks import TaskOwner
 from proxy.engine.verification import Verification
 from proxy.errors import StoreError
 from proxy.events import Event, Noticed
-from proxy.oci.digest import Digest
 from proxy.planning import allowances_of, sealed_hosts
 from proxy.ports import Clock
-from proxy.rules.ledger import Ledger, audit_share, quarantine_share
+from proxy.rules.ledger import Ledger, audit_share, block_of, quarantine_share
 from proxy.settings import Settings
 from proxy.store.disk import DiskStore
 
@@ -67,13 +66,14 @@ class Kept:
         except StoreError as error:
             observe(Noticed("error", f"what is pinned is not known: {error}"))
         capacity.pinned = pins
-
-        async def condemn(digest: Digest, why: str) -> None:
-            await store.blobs.quarantine(digest, why)
-            capacity.forget(digest)
-            observe(Noticed("error", f"{why}; moved to quarantine"))
-
-        verification = Verification(owner, clock, condemn=condemn, is_irreplaceable=pins.is_irreplaceable)
+        verification = Verification(
+            owner,
+            clock,
+            store.blobs,
+            on_gone=capacity.forget,
+            observe=observe,
+            is_irreplaceable=pins.is_irreplaceable,
+        )
         links = Links(store.records, owner, observe)
         charges = Charges(allowances_of(settings), store.charges, capacity, clock=clock, owner=owner, observe=observe)
         await charges.begin()
@@ -111,7 +111,7 @@ async def _capacity(store: DiskStore, settings: Settings, around: Surroundings) 
     space = await store.blobs.space()
     inode_share = settings.store.min_free_inode_share
     capacity = Capacity(
-        Ledger(settings.store.capacity.of(space.total_bytes)),
+        Ledger(settings.store.capacity.of(space.total_bytes), block_bytes=block_of(space.block_bytes)),
         store.blobs,
         store.facts,
         min_free_bytes=settings.store.min_free.of,

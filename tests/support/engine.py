@@ -402,12 +402,14 @@ async def engine(
     )
     if upkeep is not None:
         await kept.prepare()
-
-    async def condemn(digest: Digest, why: str) -> None:
-        await store_.blobs.quarantine(digest, why)
-        kept.forget(digest)
-
-    verification = Verification(owner, clock, condemn=condemn, is_irreplaceable=irreplaceable.__contains__)
+    verification = Verification(
+        owner,
+        clock,
+        store_.blobs,
+        on_gone=kept.forget,
+        observe=events.append,
+        is_irreplaceable=irreplaceable.__contains__,
+    )
     links = Links(store_.records, owner, events.append)
     around = {"clock": clock, "owner": owner, "observe": events.append}
     charges = Charges(allowances or {}, store_.charges, kept, **around)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from proxy.engine.tasks import TaskOwner
 from proxy.errors import OutOfSpace, Unavailable
 from proxy.events import Event
 from proxy.oci.digest import Digest, Verifier
-from proxy.ports import Space
+from proxy.ports import Space, StoredBlob
 from proxy.rules.ledger import BLOCK_BYTES, Ledger, on_disk
 from proxy.store.disk import DiskStore
 from proxy.store.memory import MemoryBlobs, MemoryStore
@@ -369,3 +369,55 @@ async def test_what_names_what_is_known_after_a_restart(tmp_path: Path) -> None:
             await running.idle()
         await store.aclose()
     assert upstream.count("blob") == len(image.blobs)
+
+
+async def test_a_store_that_cannot_be_counted_is_said_and_not_waited_for() -> None:
+    """An import or an export of such a store ends with a reason, and not never."""
+    store = store_of(*bodies(1))
+    blobs = store.blobs
+
+    async def broken() -> AsyncIterator[Sequence[StoredBlob]]:
+        raise Unavailable("Input/output error")
+        yield []
+
+    blobs.scan = broken  # type: ignore[method-assign]
+    async with Made(store, 64 * KIB) as made:
+        made.of.start()
+        with pytest.raises(Unavailable, match="cannot count the store"):
+            await made.of.counted()
+        assert not made.of.is_counted
+    await store.aclose()
+
+
+async def test_a_bound_that_nobody_waits_for_any_more_does_not_come_after_a_later_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """INV-5 after a kill: what is written last allows all that was promised."""
+    store = store_of(total_bytes=1 << 45)
+    async with Made(store, 1 << 40) as made:
+        await made.counted()
+        put = store.notes.put
+        written: list[int] = []
+
+        async def slow(name: str, body: bytes) -> None:
+            for _ in range(10 // (len(written) + 1)):
+                await asyncio.sleep(0)
+            written.append(json.loads(body)["n_bytes"])
+            await put(name, body)
+
+        async def in_its_thread(name: str, body: bytes) -> None:
+            await asyncio.shield(made.owner.spawn(slow(name, body), "a thread, which cannot be cancelled"))
+
+        monkeypatch.setattr(store.notes, "put", in_its_thread)
+        first = asyncio.create_task(made.of.reserve(1 << 36))
+        while not any(task.get_name().startswith("a thread") for task in made.owner._tasks):
+            await asyncio.sleep(0)
+        first.cancel()
+        second = await made.of.reserve(1 << 37)
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        while any(task.get_name().startswith("a thread") for task in made.owner._tasks):
+            await asyncio.sleep(0)
+        assert written[-1] >= made.of.ledger.held == 1 << 37
+        second.release()
+    await store.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -13,7 +14,7 @@ from proxy.oci.names import Tag
 from proxy.rules.gates.access import ANONYMOUS
 from proxy.rules.quota import Allowance, OnFull
 from proxy.rules.routes import ProjectRoute
-from proxy.store.memory import MemoryStore
+from proxy.store.memory import MemoryCharges, MemoryStore
 from tests.support.engine import Engine, FakeUpstream, engine, whole
 from tests.support.images import image
 
@@ -207,3 +208,60 @@ async def test_a_transfer_that_fails_gives_its_promise_back() -> None:
             await running.read(digest, project="team")
         await running.idle()
         assert running.charges.book.of("team").used == 0
+
+
+async def test_a_charge_that_a_recount_found_to_be_for_nothing_is_judged_anew_when_the_blob_has_come() -> None:
+    """Promise 5: it was reserved for nothing, because it was paid for; meanwhile another has taken the room."""
+    upstream = FakeUpstream()
+    gone, other = blobs_of(upstream, 2, 10 * KIB)
+    store = MemoryStore()
+    await store.charges.append("team", [(gone, 10 * KIB)])
+    allowances = {"team": Allowance(15 * KIB, "bypass")}
+    async with engine(upstream, store=store, projects=TEAM, allowances=allowances) as running:
+        tab = running.charges.open(gone)
+        tab.join("team", 10 * KIB)
+        await tab.secure(10 * KIB)
+        await running.charges.recount()
+        await running.read(other, project="team")
+        await running.idle()
+        assert charged(running) == 10 * KIB
+        tab.settle(10 * KIB)
+        assert charged(running) == 10 * KIB
+        tab.close()
+    await store.aclose()
+
+
+async def test_charges_are_written_one_after_the_other_whoever_leaves_meanwhile() -> None:
+    """Two threads that append to one file would write over each other."""
+
+    class Slow(MemoryCharges):
+        n_at_once = most_at_once = 0
+
+        async def append(self, project: str, changes: Sequence[tuple[Digest, int | None]]) -> None:
+            await asyncio.shield(asyncio.ensure_future(self._in_its_thread(project, changes)))
+
+        async def _in_its_thread(self, project: str, changes: Sequence[tuple[Digest, int | None]]) -> None:
+            self.n_at_once += 1
+            self.most_at_once = max(self.most_at_once, self.n_at_once)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            await super().append(project, changes)
+            self.n_at_once -= 1
+
+    store = MemoryStore()
+    store.charges = journal = Slow()
+    async with engine(FakeUpstream(), store=store, projects=TEAM) as running:
+        running.charges.charge("team", Digest.of(b"1"), 1)
+        first = asyncio.create_task(running.charges.write())
+        while not journal.n_at_once:
+            await asyncio.sleep(0)
+        first.cancel()
+        running.charges.charge("team", Digest.of(b"2"), 2)
+        await running.charges.write()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await running.charges.write()
+        assert journal.most_at_once == 1
+        written = {digest: size async for _, some in journal.changes() for digest, size in some}
+        assert written == {Digest.of(b"1"): 1, Digest.of(b"2"): 2}
+    await store.aclose()

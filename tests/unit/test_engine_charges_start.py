@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from proxy.engine.charges import LOAD_PATIENCE_S, MIN_LINES, START_PATIENCE_S
-from proxy.errors import Unavailable
+from proxy.errors import OverQuota, Unavailable
 from proxy.oci.digest import Digest
 from proxy.oci.endpoints import ManifestGet, RepositoryPath
 from proxy.oci.names import Tag
@@ -126,6 +126,10 @@ async def test_journals_that_cannot_be_read_are_no_reason_not_to_start(store: Me
         await running.idle()
         assert len(running.ledger) == 0
         assert any("Input/output error" in sentence for sentence in running.notices)
+        await running.charges.read()
+        running.charges.check_room("free", 1 << 40, "an import")
+        with pytest.raises(OverQuota, match=r"an import needs room in the quota of project 'team', .* cannot be read"):
+            running.charges.check_room("team", 1, "an import")
         assert await running.read(digest, project="free") == b"new"
         await running.idle()
         assert digest in running.ledger

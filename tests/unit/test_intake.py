@@ -6,6 +6,8 @@ counted where it is written.
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,11 +18,11 @@ import pytest
 
 from proxy.engine.bundle import Parts
 from proxy.engine.export import Export
-from proxy.engine.intake import MAX_WAITING_BYTES, Import, Terms
+from proxy.engine.intake import LOOKED_AT_ONCE, MAX_WAITING_BYTES, Import, Terms, _Taking
 from proxy.engine.pins import Pins
 from proxy.engine.prefetch import Prefetch
 from proxy.engine.walk import Scope
-from proxy.errors import BadArchive, OutOfSpace, OverQuota
+from proxy.errors import BadArchive, OutOfSpace, OverQuota, StoreError
 from proxy.oci import layout
 from proxy.oci.digest import Digest, Verifier
 from proxy.oci.layout import CONTENTS_FILE, INDEX_FILE, LAYOUT_FILE, maybe_blob
@@ -34,7 +36,7 @@ from proxy.rules.quota import Allowance
 from proxy.rules.routes import ProjectRoute
 from proxy.store.memory import MemoryBlobs, MemoryIngest, MemoryStore
 from tests.support.engine import HOST, Engine, FakeUpstream, engine
-from tests.support.images import Image, image, multi_arch
+from tests.support.images import Blob, Image, image, manifest, multi_arch
 
 KIB = 1024
 APP = Reference.parse(f"{HOST}/library/alpine:1")
@@ -90,6 +92,7 @@ def parts_of(one: Engine, *, keeps_all: bool = False) -> Parts:
         records=one.store.records,
         links=one.links,
         manifests=one.manifests,
+        verification=one.verification,
         tags=one.tags,
         capacity=one.capacity,
         charges=one.charges,
@@ -394,3 +397,182 @@ async def test_waiting_is_bounded() -> None:
         assert report["images"][0]["missing"] == {}
         assert writes.n_ingests == len(archive) - 2
         assert all([await there.stored(Digest.of(body)) is None for body in filler]), "nothing links to these"
+
+
+# -- ends before its end, and what is promised -------------------------------------------------------------------------
+
+
+async def until_paused(parts: Parts, archive: Archive, n_members: int) -> asyncio.Task[dict[str, Any]]:
+    """An import that has taken so many members, and waits for the next."""
+    reached = asyncio.Event()
+
+    async def some() -> AsyncIterator[Member]:
+        n = 0
+        async for member in members(archive):
+            if n == n_members:
+                reached.set()
+                await asyncio.Event().wait()
+            n += 1
+            yield member
+
+    task = asyncio.create_task(Import(parts).run(some(), Terms(), lambda _: None))
+    await reached.wait()
+    return task
+
+
+@pytest.mark.parametrize("order", [ours, without_contents])
+@pytest.mark.parametrize("n_turns", range(4))
+async def test_a_blob_that_has_its_name_is_counted_though_the_import_is_cancelled(
+    order: Any, n_turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """INV-5: a client that goes away in the middle of a commit leaves nothing on disk that nobody knows of."""
+    archive = order(await carried((APP, image(next(_SEED), (40 * KIB,)))))
+    async with far() as (there, parts, writes):
+        begun, ingest = asyncio.Event(), writes.ingest
+
+        async def slow(digest: Digest, verifier: Verifier) -> MemoryIngest:
+            made = await ingest(digest, verifier)
+            commit = made.commit
+
+            async def in_its_thread() -> None:
+                begun.set()
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                await commit()
+
+            made.commit = in_its_thread  # type: ignore[method-assign]
+            return made
+
+        monkeypatch.setattr(writes, "ingest", slow)
+        taking = asyncio.create_task(taken(parts, archive))
+        await begun.wait()
+        for _ in range(n_turns):
+            await asyncio.sleep(0)
+        taking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await taking
+        stored = {blob.digest: blob.size async for batch in writes.scan() for blob in batch}
+        assert stored and dict(there.ledger) == stored
+        assert there.ledger.reserved == 0
+
+
+async def test_what_is_promised_to_an_import_is_kept_free_of_others() -> None:
+    """Promise 5, min_free: a pull that begins while an import runs counts what that is still to write."""
+    archive = await carried((APP, image(next(_SEED), (40 * KIB,))))
+    async with far() as (there, parts, _):
+        members_of_it = sum(maybe_blob(name) is not None for name, _ in archive)
+        task = await until_paused(parts, archive, len(archive) - members_of_it + 1)
+        promised = sum(each.unwritten for each in there.capacity._open)
+        assert promised == there.ledger.reserved > 40 * KIB
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert there.ledger.reserved == 0
+
+
+async def test_what_is_put_away_while_it_is_imported_again_is_written_again() -> None:
+    """It was here when the room was promised, and then a reader found it to be rotten."""
+    archive = await carried((APP, image(next(_SEED), (40 * KIB,))))
+    layer = max((name for name, _ in archive if maybe_blob(name)), key=lambda name: len(dict(archive)[name]))
+    digest = maybe_blob(layer)
+    assert digest is not None
+    async with far() as (there, parts, _):
+        await taken(parts, archive)
+
+        async def meanwhile() -> AsyncIterator[Member]:
+            async for member in members(archive):
+                if member.name == layer:
+                    await there.verification.condemn(digest, "rotten")
+                yield member
+
+        report = await Import(parts).run(meanwhile(), Terms(), lambda _: None)
+        assert report["images"][0]["missing"] == {}
+        assert digest in there.ledger
+        assert there.ledger.reserved == 0
+
+
+async def test_to_see_what_room_there_could_be_holds_nobody_up() -> None:
+    """A store of many blobs is looked at in parts, and only as far as it takes."""
+    async with far(capacity=8_000 * 4096) as (there, parts, _):
+        for n in range(8_000):
+            there.ledger.adopt(Digest.of(b"%d" % n), 1)
+        taking = _Taking(parts, Terms(), lambda _: None)
+        looked: list[Digest] = []
+        gives = True
+
+        def may_go(digest: Digest) -> bool:
+            looked.append(digest)
+            return gives
+
+        there.capacity.may_go = may_go  # type: ignore[method-assign]
+        await taking._check_room(4096)
+        assert len(looked) == LOOKED_AT_ONCE
+        gives = False
+        looked.clear()
+        asking = asyncio.create_task(taking._check_room(4096))
+        while not asking.done():
+            n_before = len(looked)
+            await asyncio.sleep(0)
+            assert len(looked) - n_before <= LOOKED_AT_ONCE
+        with pytest.raises(OutOfSpace):
+            await asking
+        for n in range(8_000):
+            there.ledger.drop(Digest.of(b"%d" % n))
+
+
+async def test_a_refused_import_that_is_cancelled_in_its_end_counts_what_it_took_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """INV-5: what was deleted is no longer counted, whether or not somebody still waits."""
+    archive = await carried((APP, image(next(_SEED), (40 * KIB,))))
+    async with far() as (there, parts, writes):
+        delete, begun = writes.delete, asyncio.Event()
+
+        async def slow(digests: Any) -> None:
+            begun.set()
+            for _ in range(3):
+                await asyncio.sleep(0)
+            await delete(digests)
+
+        monkeypatch.setattr(writes, "delete", slow)
+        taking = asyncio.create_task(taken(parts, archive[:-1]))
+        await begun.wait()
+        taking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await taking
+        nothing_kept(there)
+        assert [blob async for batch in writes.scan() for blob in batch] == []
+
+
+async def test_room_in_a_quota_is_not_found_among_what_the_image_itself_has_here() -> None:
+    """An archive without a note of its contents: a layer that is here already, and comes late, is not evicted for it."""
+    shared, new = Blob(bytes(20 * KIB)), Blob(b"n" * 20 * KIB)
+    config = Blob(b"{}")
+    first, second = manifest(config, [shared]), manifest(config, [shared, new])
+    async with far(allowances={"default": Allowance(45 * KIB, "evict")}) as (there, parts, _):
+        await taken(parts, await carried((APP, first)))
+        archive = index_first(await carried((replace(APP, target=Tag("2")), second)))
+        other = Digest.of(b"o" * 20 * KIB)
+        there.charges.book.adopt("default", other, 20 * KIB)
+        there.capacity.hold(other)
+        with pytest.raises(OverQuota):
+            await taken(parts, archive)
+        there.capacity.unhold(other)
+        assert Digest.parse(shared.digest) in there.charges.book.of("default")
+
+
+async def test_an_export_that_finds_another_size_lets_go_of_the_file() -> None:
+    """No descriptor is left open by an export that cannot go on."""
+    upstream = FakeUpstream()
+    upstream.put(image(next(_SEED), (40 * KIB,)), "1")
+    async with engine(upstream) as near:
+        parts = parts_of(near)
+        fill = Prefetch(near.pull, near.capacity, near.charges, parts.pins, clock=near.clock)
+        await fill.run([APP], Scope())
+        export = Export(parts)
+        plan = await export.plan([APP], Scope())
+        for digest, size in plan.contents.members.items():
+            n_open = len(os.listdir("/proc/self/fd"))
+            with pytest.raises(StoreError, match="went away"):
+                _ = [piece async for piece in export._pieces(digest, size + 1)]
+            assert len(os.listdir("/proc/self/fd")) == n_open

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from proxy.errors import InvalidManifest, Misbehaved, UnknownManifest, Unreachable
-from proxy.oci.digest import Digest
+from proxy.oci.digest import Digest, Verifier
 from proxy.oci.names import Tag
+from proxy.ports import Ingest
 from proxy.rules.backoff import BAD_FOR_S
 from proxy.store.memory import MemoryStore
 from tests.support import images
@@ -188,3 +189,37 @@ async def test_a_blob_that_was_linked_as_a_blob_is_not_served_as_a_manifest(
     await running.idle()
     with pytest.raises(UnknownManifest):
         await running.manifests.get(route(), running.origin(), layer)
+
+
+async def test_a_manifest_that_has_its_name_is_counted_though_the_process_is_about_to_end(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """INV-5: the bound that the next life starts from would allow too much."""
+    async with engine(upstream) as running:
+        blobs, begun = running.store.blobs, asyncio.Event()
+        ingest = blobs.ingest
+
+        async def slow(digest: Digest, verifier: Verifier) -> Ingest:
+            made = await ingest(digest, verifier)
+            commit = made.commit
+
+            async def in_its_thread() -> None:
+                begun.set()
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                await commit()
+
+            made.commit = in_its_thread  # type: ignore[method-assign]
+            return made
+
+        monkeypatch.setattr(blobs, "ingest", slow)
+        held = await running.manifests._verified(route(), running.origin(), Tag("1"))
+        keeping = asyncio.create_task(running.manifests.keep(held, "default"))
+        await begun.wait()
+        keeping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await keeping
+        digest = held.descriptor.digest
+        assert await running.stored(digest) == held.body
+        assert digest in running.ledger
+        assert digest in running.charges.book.of("default")

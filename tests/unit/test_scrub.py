@@ -15,7 +15,7 @@ from proxy.ports import Holding, LocalFile
 from proxy.store.disk import DiskStore
 from tests.support import images
 from tests.support.appliance import HastyClock
-from tests.support.engine import Engine, FakeUpstream, engine, route, tag
+from tests.support.engine import ALPINE, Engine, FakeUpstream, engine, route, tag
 
 IMAGE = images.image(3, (30_000, 40_000))
 LAYERS = [Digest.parse(blob.digest) for blob in IMAGE.blobs]
@@ -125,4 +125,66 @@ async def test_the_background_pass_goes_on_where_the_last_one_was(tmp_path: Path
         assert running.clock.monotonic() - before == pytest.approx(n_bytes / 100_000)
         await store.facts.put(CURSOR, b"\xff")
         assert (await scrub_of(running).scrub(1 << 30)).n_blobs == len(all_of_them) - 1
+    await store.aclose()
+
+
+async def test_what_is_fetched_again_and_not_kept_is_not_repaired(tmp_path: Path) -> None:
+    """Repaired is what is in the store again; a transfer may have passed through it."""
+    upstream = FakeUpstream()
+    upstream.put(IMAGE, "1")
+    store = await DiskStore.open(tmp_path, clock=HastyClock(), report=print)
+    async with engine(upstream, store=store, clock=HastyClock()) as running:
+        await filled(running)
+        rot(tmp_path, LAYERS[0])
+        running.ledger.capacity = running.ledger.committed - 30_000
+        running.capacity.pinned = {*LAYERS, MANIFEST}
+        report = await scrub_of(running).verify(lambda _: None, repair=True)
+        assert report["rotten"] == {str(LAYERS[0]): "it was fetched again and could not be kept"}
+        assert not report["is_well"]
+    await store.aclose()
+
+
+async def test_what_somebody_else_has_put_away_meanwhile_is_no_finding(tmp_path: Path) -> None:
+    """Whoever found it has told of it, and it is out of reach: `verify` speaks of what is stored."""
+    upstream = FakeUpstream()
+    upstream.put(IMAGE, "1")
+    store = await DiskStore.open(tmp_path, clock=HastyClock(), report=print)
+    async with engine(upstream, store=store, clock=HastyClock()) as running:
+        await filled(running)
+        rot(tmp_path, LAYERS[0])
+        looked = store.blobs.open
+
+        async def found_by_a_reader(digest: Digest) -> Any:
+            if digest == LAYERS[0]:
+                await running.verification.condemn(digest, "rotten")
+            return await looked(digest)
+
+        store.blobs.open = found_by_a_reader  # type: ignore[method-assign]
+        report = await scrub_of(running).verify(lambda _: None)
+        assert (report["rotten"], report["blobs"], report["is_well"]) == ({}, len(LAYERS), True)
+    await store.aclose()
+
+
+async def test_a_right_file_that_came_while_the_rotten_one_was_read_stays(tmp_path: Path) -> None:
+    """The scrub is slow: a reader finds the rot before it, and what is fetched then is not put away for the old file."""
+    upstream = FakeUpstream()
+    upstream.put(IMAGE, "1")
+    store = await DiskStore.open(tmp_path, clock=HastyClock(), report=print)
+    async with engine(upstream, store=store, clock=HastyClock()) as running:
+        await filled(running)
+        rot(tmp_path, LAYERS[0])
+        slow = scrub_of(running)
+        condemned: list[Digest] = []
+
+        async def meanwhile(_: float) -> None:
+            if not condemned:
+                condemned.append(LAYERS[0])
+                await running.verification.condemn(LAYERS[0], "rotten, says a reader")
+                await running.read(LAYERS[0])
+                await running.idle()
+
+        running.clock.sleep = meanwhile  # type: ignore[method-assign]
+        assert list((await slow.scrub(1 << 20)).rotten) == [LAYERS[0]]
+        assert LAYERS[0] in running.ledger
+        assert await running.stored(LAYERS[0]) == upstream._blobs[ALPINE.value, LAYERS[0]]
     await store.aclose()

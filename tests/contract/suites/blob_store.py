@@ -201,8 +201,21 @@ class BlobStoreSuite:
 
     async def test_a_quarantined_blob_is_gone(self, blobs: BlobStore) -> None:
         """Out of reach, and its digest can be had anew. Absent is fine."""
-        await blobs.quarantine(DIGEST, "was never there")
+        assert await blobs.quarantine(DIGEST, "was never there")
         assert await blobs.open(DIGEST) is None
+
+    async def test_a_file_that_has_taken_anothers_place_is_not_quarantined_for_it(self, blobs: BlobStore) -> None:
+        """Reading a large one takes a while, and it may have been fetched again by its end."""
+        await kept(blobs, BODY)
+        older = await blobs.open(DIGEST)
+        assert older is not None
+        await kept(blobs, BODY)
+        assert not await blobs.quarantine(DIGEST, "rotten", older.identity.inode)
+        newer = await blobs.open(DIGEST)
+        assert newer is not None
+        assert read(newer) == BODY
+        older.close()
+        newer.close()
 
     async def test_a_scan_sees_every_blob_once(self, blobs: BlobStore) -> None:
         """With its size, whatever its algorithm."""
