@@ -45,19 +45,18 @@ class WholeFiles:
     """The small files below one open folder `base`. Synchronous: everything here belongs in a worker thread."""
 
     def __init__(self, ground: Ground, base: int) -> None:
-        self.fs = self._fs = ground.fs
-        self.ingest = self._ingest = ground.folders.ingest
+        self.fs = ground.fs
+        self.ingest = ground.folders.ingest
         self.unfinished = ground.unfinished
         self._quarantine = ground.quarantine
-        self._workers = ground.workers
-        self.upkeep = self._upkeep = ground.upkeep
+        self.upkeep = ground.upkeep
         self._base = base
         #: Folders whose names are known to last (filesystem.made_folder).
         self._settled: set[str] = set()
 
     def opened(self, parts: Sequence[str]) -> AbstractContextManager[int]:
         """The folder at `parts`. Raises FileNotFoundError when a part is missing, OSError when the disk fails."""
-        return opened_folder(self._fs, self._base, parts, set_aside=self._quarantine.take)
+        return opened_folder(self.fs, self._base, parts, set_aside=self._quarantine.take)
 
     def write(self, parts: Sequence[str], name: str, content: bytes) -> None:
         """Put a file there, in the place of what has the name. Durable and whole when it returns.
@@ -77,7 +76,7 @@ class WholeFiles:
         Raises OutOfSpace, and what `function` raises.
         """
         most = n_bytes + BLOCK_BYTES + NAMING_BYTES + depth * BLOCK_BYTES
-        return await self._upkeep.kept(most, function, *args, **kwargs)
+        return await self.upkeep.kept(most, function, *args, **kwargs)
 
     def begin(self) -> Draft:
         """A file that is written piece by piece. Raises OSError."""
@@ -86,29 +85,29 @@ class WholeFiles:
     def name_it(self, unfinished: str, parts: Sequence[str], name: str) -> None:
         """For Draft: give a synced file its name. Raises OSError."""
         with made_folder(
-            self._fs,
+            self.fs,
             self._base,
             parts,
             set_aside=self._quarantine.take,
             settled=self._settled,
-            making=self._upkeep.making,
+            making=self.upkeep.making,
         ) as at:
             self._make_way(at, name)
-            more = self._taken(self._ingest, unfinished) - self._taken(at, name)
-            with self._upkeep.naming(at, more):
-                self._fs.rename(self._ingest, unfinished, at, name)
-            self._fs.fsync_folder(at)
+            more = self._taken(self.ingest, unfinished) - self._taken(at, name)
+            with self.upkeep.naming(at, more):
+                self.fs.rename(self.ingest, unfinished, at, name)
+            self.fs.fsync_folder(at)
 
     def _taken(self, at: int, name: str) -> int:
         try:
-            return taken_by(self._fs.look(at, name))
+            return taken_by(self.fs.look(at, name))
         except FileNotFoundError:
             return 0
 
     def _make_way(self, at: int, name: str) -> None:
         """A rename replaces everything but a folder."""
         try:
-            if stat.S_ISDIR(self._fs.look(at, name).st_mode):
+            if stat.S_ISDIR(self.fs.look(at, name).st_mode):
                 self._quarantine.take(at, name, f"a folder was in the place of the file {name}")
         except FileNotFoundError:
             pass
@@ -177,7 +176,7 @@ class CheckedFiles(WholeFiles):
         What is damaged, too long or no plain file of ours is set aside, with a sentence that begins with `what`. Raises
         OSError.
         """
-        opened = opened_file(self._fs, self._quarantine, at, name, what)
+        opened = opened_file(self.fs, self._quarantine, at, name, what)
         if opened is None:
             return None
         fd, found = opened
@@ -185,13 +184,13 @@ class CheckedFiles(WholeFiles):
             if found.st_size > self._max_bytes:
                 why = f"has {found.st_size} bytes"
             else:
-                header, _, payload = self._fs.read(fd, found.st_size, 0).partition(b"\n")
+                header, _, payload = self.fs.read(fd, found.st_size, 0).partition(b"\n")
                 claim = self._header.fullmatch(header)
                 if claim and claim[1].decode() == hashlib.sha256(payload).hexdigest():
                     return payload
                 why = "is damaged"
         finally:
-            self._fs.close(fd)
+            self.fs.close(fd)
         self._quarantine.take(at, name, f"{what} {why}")
         return None
 

@@ -32,7 +32,8 @@ T = TypeVar("T")
 MARGIN_BYTES = 256 << 10
 #: What giving a file a name may take beyond the file: a block of the folder, two of its index, and folders made for it.
 NAMING_BYTES = 16 << 10
-#: What a new folder takes.
+#: What a new folder takes, and what a file is rounded up to, on the common file systems. Where blocks are larger the
+#: margin is for the difference: what files take is looked at when they are there, and folders when all is counted.
 BLOCK_BYTES = 4096
 #: Entries looked at in one hop to a thread.
 _STEP = 256

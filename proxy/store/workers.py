@@ -54,6 +54,15 @@ class Workers:
         """The result of `function`. When the caller is cancelled the function still runs to its end."""
         return await asyncio.shield(self.start(pool, function, *args, **kwargs))
 
+    async def opened(self, pool: Pool, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of `function`, which opens something. When the caller is cancelled that is closed as it comes."""
+        hop = self.start(pool, function, *args, **kwargs)
+        try:
+            return await asyncio.shield(hop)
+        except asyncio.CancelledError:
+            hop.add_done_callback(_close_what_came)
+            raise
+
     async def ended(self, pool: Pool, function: Callable[[], None]) -> None:
         """Run what ends something, closed or not; when the caller is cancelled it still runs."""
         if self.is_closed:
@@ -80,3 +89,8 @@ class Workers:
         self._running.discard(future)
         if not future.cancelled():
             future.exception()  # seen: a caller that was cancelled meanwhile does not come back for it
+
+
+def _close_what_came(hop: asyncio.Future[Any]) -> None:
+    if not hop.cancelled() and hop.exception() is None and (opened := hop.result()) is not None:
+        opened.close()

@@ -46,17 +46,17 @@ _REMAINS = "tests/unit/test_remains.py"
 
 BUGS: tuple[Bug, ...] = (
     # -- the order of a commit
-    Bug("skip the fsync of a file", "proxy/store/disk.py", "            self.fs.fsync(fd)\n", "", _FAULTS),
+    Bug("skip the fsync of a file", "proxy/store/blobs.py", "            self.fs.fsync(fd)\n", "", _FAULTS),
     Bug(
         "skip the fsync of a folder",
-        "proxy/store/disk.py",
+        "proxy/store/blobs.py",
         "            self.fs.fsync_folder(at)\n",
         "            pass\n",
         _FAULTS,
     ),
     Bug(
         "rename before fsync",
-        "proxy/store/disk.py",
+        "proxy/store/blobs.py",
         """            self.fs.fsync(fd)
             with made_folder(
                 self.fs,
@@ -83,7 +83,7 @@ BUGS: tuple[Bug, ...] = (
     ),
     Bug(
         "trust a second fsync after one that failed",
-        "proxy/store/disk.py",
+        "proxy/store/blobs.py",
         """            self._blobs.fs.fsync(self.fd)
         except OSError as error:
             self._failure = meaning(error, f"cannot write {self._digest}")
@@ -96,7 +96,7 @@ BUGS: tuple[Bug, ...] = (
     ),
     Bug(
         "commit a file with a hole",
-        "proxy/store/disk.py",
+        "proxy/store/blobs.py",
         """            self._failure = meaning(error, f"cannot write {self._digest}")
             raise self._failure from error
 """,
@@ -112,7 +112,7 @@ BUGS: tuple[Bug, ...] = (
         _FAULTS,
     ),
     # -- what may be believed
-    Bug("skip the verify", "proxy/store/disk.py", "if not self._verifier.agrees():", "if False:", _BLOBS),
+    Bug("skip the verify", "proxy/store/blobs.py", "if not self._verifier.agrees():", "if False:", _BLOBS),
     Bug(
         "believe the first read",
         "proxy/engine/verification.py",
@@ -224,7 +224,7 @@ BUGS: tuple[Bug, ...] = (
     # -- leaks, and those who leave
     Bug(
         "leak a descriptor that came too late",
-        "proxy/store/disk.py",
+        "proxy/store/workers.py",
         "            hop.add_done_callback(_close_what_came)\n",
         "            pass\n",
         _LIVES,
@@ -238,7 +238,7 @@ BUGS: tuple[Bug, ...] = (
     ),
     Bug(
         "close a file beneath a thread that writes to it",
-        "proxy/store/disk.py",
+        "proxy/store/blobs.py",
         "            if running is not None and not running.done():\n",
         "            if False:\n",
         _LIVES,
