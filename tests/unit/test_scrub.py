@@ -119,10 +119,10 @@ async def test_the_background_pass_goes_on_where_the_last_one_was(tmp_path: Path
         rot(tmp_path, all_of_them[-1])
         await store.facts.put(CURSOR, str(all_of_them[0]).encode())
         before = running.clock.monotonic()
-        found = await scrub_of(running).scrub(100_000)
+        found = await scrub_of(running).scrub(1 << 20)
         assert found.n_blobs == len(all_of_them) - 1 and list(found.rotten) == [all_of_them[-1]]
         n_bytes = found.n_bytes + found.n_blobs * OPENING_BYTES
-        assert running.clock.monotonic() - before == pytest.approx(n_bytes / 100_000)
+        assert running.clock.monotonic() - before == pytest.approx(n_bytes / (1 << 20))
         await store.facts.put(CURSOR, b"\xff")
         assert (await scrub_of(running).scrub(1 << 30)).n_blobs == len(all_of_them) - 1
     await store.aclose()
@@ -174,15 +174,22 @@ async def test_a_right_file_that_came_while_the_rotten_one_was_read_stays(tmp_pa
         await filled(running)
         rot(tmp_path, LAYERS[0])
         slow = scrub_of(running)
+        looked = store.blobs.open
+        read: list[Digest] = []
         condemned: list[Digest] = []
 
-        async def meanwhile(_: float) -> None:
-            if not condemned:
+        async def noted(digest: Digest) -> Any:
+            read.append(digest)
+            return await looked(digest)
+
+        async def meanwhile(seconds: float) -> None:
+            if read[-1:] == [LAYERS[0]] and seconds < OPENING_BYTES / (1 << 20) and not condemned:
                 condemned.append(LAYERS[0])
                 await running.verification.condemn(LAYERS[0], "rotten, says a reader")
                 await running.read(LAYERS[0])
                 await running.idle()
 
+        store.blobs.open = noted  # type: ignore[method-assign]
         running.clock.sleep = meanwhile  # type: ignore[method-assign]
         assert list((await slow.scrub(1 << 20)).rotten) == [LAYERS[0]]
         assert LAYERS[0] in running.ledger
