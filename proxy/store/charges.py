@@ -58,7 +58,7 @@ class DiskCharges:
         upkeep, n_claimed = self._files.upkeep, NAMING_BYTES
         await upkeep.claim(n_claimed)
         try:
-            draft = await self._workers.opened("syncs", self._begun, name)
+            draft = await self._workers.run("syncs", self._begun, name)
             try:
                 for some in changes:
                     lines = await self._workers.run("reads", _lines, some)

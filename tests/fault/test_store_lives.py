@@ -112,22 +112,6 @@ async def test_a_cancelled_open_leaks_nothing(tmp_path: Path) -> None:
     await store.aclose()
 
 
-async def test_a_cancelled_journal_leaks_nothing(tmp_path: Path) -> None:
-    """The draft of one that is written anew arrives when nobody wants it any more, and is gone."""
-    fs = Gated("create")
-    fs.go()
-    store = await opened(tmp_path, fs)
-    fs._may_go.clear()
-    task = asyncio.create_task(store.charges.rewrite("team", [[(DIGEST, 1)]]))
-    await held(fs)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    fs.go()
-    await store.aclose()
-    assert os.listdir(tmp_path / "breakwater" / "ingest") == []
-
-
 async def test_a_cancelled_ingest_leaks_nothing(tmp_path: Path) -> None:
     """The file arrives when nobody wants it any more; the next sweep removes it."""
     fs = Gated("create")
