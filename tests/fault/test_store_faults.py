@@ -378,6 +378,8 @@ async def _cut(root: Path, n: int, world: World, *, forgets: str = "") -> Promis
     after = await opened(left)
     try:
         await kept_promises(after, promised)
+        set_aside = os.listdir(left / "breakwater" / "quarantine")
+        assert set_aside == [], f"cut before call {n}: a file that we wrote had to be set aside"
         if n % 4 == 0:  # going on takes the time, and shows little that the errors above do not
             await after.blobs.sweep_ingest()
             again = Promised()
