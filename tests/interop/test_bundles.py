@@ -515,7 +515,7 @@ def test_an_import_has_little_in_memory(scratch: Path, n_mib: int, is_ours: bool
     run([program("tar"), "-C", str(folder), "-cf", str(path), *members], timeout_s=3600)
     shutil.rmtree(folder)
     far = sealed_at(scratch / f"far-{next(_SEED)}")
-    far.settings_path.write_text(far.settings_path.read_text().replace('"8GiB"', f'"{n_mib + 64}MiB"'))
+    far.settings_path.write_text(far.settings_path.read_text().replace('"8GiB"', f'"{n_mib + 64 + n_mib // 64}MiB"'))
     command = [sys.executable, "-m", "proxy", "import", "--config", str(far.settings_path), str(path)]
     began = time.monotonic()
     with (scratch / "large.log").open("w") as log:
