@@ -25,6 +25,7 @@ from proxy.store.disk import DiskStore
 from proxy.store.filesystem import FileSystem
 from tests.fault.test_store_faults import names_that_lie, opened
 from tests.support.clock import ManualClock
+from tests.support.left_behind import put
 
 BODY = bytes(range(256)) * 400
 DIGEST = Digest.of(BODY)
@@ -71,12 +72,7 @@ async def held(fs: Gated) -> None:
 
 async def kept(store: DiskStore, body: bytes = BODY) -> Digest:
     """Put `body` in."""
-    digest = Digest.of(body)
-    ingest = await store.blobs.ingest(digest, Verifier(digest))
-    await ingest.write(body)
-    await ingest.commit()
-    ingest.close()
-    return digest
+    return await put(store, body)
 
 
 def body_of(blob: DiskBlob) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from proxy.errors import Unavailable
 from proxy.oci.digest import Digest, Verifier
 from proxy.ports import StoredBlob
+from proxy.store.disk import DiskStore
 from proxy.store.memory import MemoryBlobs, MemoryStore
 
 
@@ -29,7 +30,7 @@ class SlowScan(MemoryBlobs):
             yield batch
 
 
-async def put(store: MemoryStore, body: bytes) -> Digest:
+async def put(store: MemoryStore | DiskStore, body: bytes) -> Digest:
     """A blob that an earlier process has left."""
     digest = Digest.of(body)
     ingest = await store.blobs.ingest(digest, Verifier(digest))

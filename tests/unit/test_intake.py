@@ -37,6 +37,7 @@ from proxy.rules.routes import ProjectRoute
 from proxy.store.memory import MemoryBlobs, MemoryIngest, MemoryStore
 from tests.support.engine import HOST, Engine, FakeUpstream, engine
 from tests.support.images import Blob, Image, image, manifest, multi_arch
+from tests.support.slow_commits import slow_commits
 
 KIB = 1024
 APP = Reference.parse(f"{HOST}/library/alpine:1")
@@ -428,22 +429,7 @@ async def test_a_blob_that_has_its_name_is_counted_though_the_import_is_cancelle
     """INV-5: a client that goes away in the middle of a commit leaves nothing on disk that nobody knows of."""
     archive = order(await carried((APP, image(next(_SEED), (40 * KIB,)))))
     async with far() as (there, parts, writes):
-        begun, ingest = asyncio.Event(), writes.ingest
-
-        async def slow(digest: Digest, verifier: Verifier) -> MemoryIngest:
-            made = await ingest(digest, verifier)
-            commit = made.commit
-
-            async def in_its_thread() -> None:
-                begun.set()
-                for _ in range(3):
-                    await asyncio.sleep(0)
-                await commit()
-
-            made.commit = in_its_thread  # type: ignore[method-assign]
-            return made
-
-        monkeypatch.setattr(writes, "ingest", slow)
+        begun = slow_commits(writes, monkeypatch, 3)
         taking = asyncio.create_task(taken(parts, archive))
         await begun.wait()
         for _ in range(n_turns):

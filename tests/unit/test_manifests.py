@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from proxy.errors import InvalidManifest, Misbehaved, UnknownManifest, Unreachable
-from proxy.oci.digest import Digest, Verifier
+from proxy.oci.digest import Digest
 from proxy.oci.names import Tag
-from proxy.ports import Ingest
 from proxy.rules.backoff import BAD_FOR_S
-from proxy.store.memory import MemoryStore
+from proxy.store.memory import MemoryBlobs, MemoryStore
 from tests.support import images
 from tests.support.engine import HOST, Engine, FakeUpstream, engine, route, tag
+from tests.support.slow_commits import slow_commits
 
 #: Bytes that any re-serialisation would change: order, spaces, escapes, unknown keys, numbers.
 GOLDEN = (
@@ -196,23 +196,9 @@ async def test_a_manifest_that_has_its_name_is_counted_though_the_process_is_abo
 ) -> None:
     """INV-5: the bound that the next life starts from would allow too much."""
     async with engine(upstream) as running:
-        blobs, begun = running.store.blobs, asyncio.Event()
-        ingest = blobs.ingest
-
-        async def slow(digest: Digest, verifier: Verifier) -> Ingest:
-            made = await ingest(digest, verifier)
-            commit = made.commit
-
-            async def in_its_thread() -> None:
-                begun.set()
-                for _ in range(5):
-                    await asyncio.sleep(0)
-                await commit()
-
-            made.commit = in_its_thread  # type: ignore[method-assign]
-            return made
-
-        monkeypatch.setattr(blobs, "ingest", slow)
+        blobs = running.store.blobs
+        assert isinstance(blobs, MemoryBlobs)
+        begun = slow_commits(blobs, monkeypatch, 5)
         held = await running.manifests._verified(route(), running.origin(), Tag("1"))
         keeping = asyncio.create_task(running.manifests.keep(held, "default"))
         await begun.wait()

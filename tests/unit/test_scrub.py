@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,22 +64,25 @@ def scrub_of(running: Engine) -> Scrub:
     )
 
 
-async def filled(running: Engine) -> None:
-    await running.tags.resolve(route(), running.origin(), tag("1"))
-    for digest in LAYERS:
-        await running.read(digest)
-    await running.idle()
+@asynccontextmanager
+async def filled(root: Path) -> AsyncIterator[tuple[Engine, DiskStore, FakeUpstream]]:
+    """An engine that has pulled the image into a store on disk, in a hurry."""
+    upstream = FakeUpstream()
+    upstream.put(IMAGE, "1")
+    store = await DiskStore.open(root, clock=HastyClock(), report=print)
+    async with engine(upstream, store=store, clock=HastyClock()) as running:
+        await running.tags.resolve(route(), running.origin(), tag("1"))
+        for digest in LAYERS:
+            await running.read(digest)
+        await running.idle()
+        yield running, store, upstream
+    await store.aclose()
 
 
 @pytest.mark.parametrize("is_repaired", [False, True], ids=["found", "repaired"])
 async def test_rot_is_quarantined_and_with_a_repair_fetched_again(tmp_path: Path, is_repaired: bool) -> None:
     """Every file is hashed, the manifest's too; what is right stays as it is."""
-    upstream = FakeUpstream()
-    upstream.put(IMAGE, "1")
-    reports: list[str] = []
-    store = await DiskStore.open(tmp_path, clock=HastyClock(), report=reports.append)
-    async with engine(upstream, store=store, clock=HastyClock()) as running:
-        await filled(running)
+    async with filled(tmp_path) as (running, _, _):
         rot(tmp_path, LAYERS[0])
         rot(tmp_path, MANIFEST)
         running.manifests.forget(MANIFEST)
@@ -91,30 +96,20 @@ async def test_rot_is_quarantined_and_with_a_repair_fetched_again(tmp_path: Path
         again = await scrub_of(running).verify(steps.append)
         assert again["is_well"] and again["blobs"] == len(LAYERS) + 1 - (0 if is_repaired else 2)
         assert len(os.listdir(tmp_path / "breakwater" / "quarantine")) == 2
-    await store.aclose()
 
 
 async def test_what_the_ledger_does_not_know_is_told(tmp_path: Path) -> None:
     """The count equals a recount, or somebody hears of it."""
-    upstream = FakeUpstream()
-    upstream.put(IMAGE, "1")
-    store = await DiskStore.open(tmp_path, clock=HastyClock(), report=print)
-    async with engine(upstream, store=store, clock=HastyClock()) as running:
-        await filled(running)
+    async with filled(tmp_path) as (running, _, _):
         running.ledger.drop(LAYERS[0])
         report = await scrub_of(running).verify(lambda _: None)
         assert report["miscounted"] == [str(LAYERS[0])] and not report["is_well"]
-    await store.aclose()
 
 
 async def test_the_background_pass_goes_on_where_the_last_one_was(tmp_path: Path) -> None:
     """At a rate, which a file's opening counts against as well, in the order of the folders; a cursor that makes no sense
     begins anew."""
-    upstream = FakeUpstream()
-    upstream.put(IMAGE, "1")
-    store = await DiskStore.open(tmp_path, clock=HastyClock(), report=print)
-    async with engine(upstream, store=store, clock=HastyClock()) as running:
-        await filled(running)
+    async with filled(tmp_path) as (running, store, _):
         all_of_them = sorted([*LAYERS, MANIFEST])
         rot(tmp_path, all_of_them[-1])
         await store.facts.put(CURSOR, str(all_of_them[0]).encode())
@@ -125,32 +120,22 @@ async def test_the_background_pass_goes_on_where_the_last_one_was(tmp_path: Path
         assert running.clock.monotonic() - before == pytest.approx(n_bytes / (1 << 20))
         await store.facts.put(CURSOR, b"\xff")
         assert (await scrub_of(running).scrub(1 << 30)).n_blobs == len(all_of_them) - 1
-    await store.aclose()
 
 
 async def test_what_is_fetched_again_and_not_kept_is_not_repaired(tmp_path: Path) -> None:
     """Repaired is what is in the store again; a transfer may have passed through it."""
-    upstream = FakeUpstream()
-    upstream.put(IMAGE, "1")
-    store = await DiskStore.open(tmp_path, clock=HastyClock(), report=print)
-    async with engine(upstream, store=store, clock=HastyClock()) as running:
-        await filled(running)
+    async with filled(tmp_path) as (running, _, _):
         rot(tmp_path, LAYERS[0])
         running.ledger.capacity = running.ledger.committed - 30_000
         running.capacity.pinned = {*LAYERS, MANIFEST}
         report = await scrub_of(running).verify(lambda _: None, repair=True)
         assert report["rotten"] == {str(LAYERS[0]): "it was fetched again and could not be kept"}
         assert not report["is_well"]
-    await store.aclose()
 
 
 async def test_what_somebody_else_has_put_away_meanwhile_is_no_finding(tmp_path: Path) -> None:
     """Whoever found it has told of it, and it is out of reach: `verify` speaks of what is stored."""
-    upstream = FakeUpstream()
-    upstream.put(IMAGE, "1")
-    store = await DiskStore.open(tmp_path, clock=HastyClock(), report=print)
-    async with engine(upstream, store=store, clock=HastyClock()) as running:
-        await filled(running)
+    async with filled(tmp_path) as (running, store, _):
         rot(tmp_path, LAYERS[0])
         looked = store.blobs.open
 
@@ -162,16 +147,11 @@ async def test_what_somebody_else_has_put_away_meanwhile_is_no_finding(tmp_path:
         store.blobs.open = found_by_a_reader  # type: ignore[method-assign]
         report = await scrub_of(running).verify(lambda _: None)
         assert (report["rotten"], report["blobs"], report["is_well"]) == ({}, len(LAYERS), True)
-    await store.aclose()
 
 
 async def test_a_right_file_that_came_while_the_rotten_one_was_read_stays(tmp_path: Path) -> None:
     """The scrub is slow: a reader finds the rot before it, and what is fetched then is not put away for the old file."""
-    upstream = FakeUpstream()
-    upstream.put(IMAGE, "1")
-    store = await DiskStore.open(tmp_path, clock=HastyClock(), report=print)
-    async with engine(upstream, store=store, clock=HastyClock()) as running:
-        await filled(running)
+    async with filled(tmp_path) as (running, store, upstream):
         rot(tmp_path, LAYERS[0])
         slow = scrub_of(running)
         looked = store.blobs.open
@@ -194,4 +174,3 @@ async def test_a_right_file_that_came_while_the_rotten_one_was_read_stays(tmp_pa
         assert list((await slow.scrub(1 << 20)).rotten) == [LAYERS[0]]
         assert LAYERS[0] in running.ledger
         assert await running.stored(LAYERS[0]) == upstream._blobs[ALPINE.value, LAYERS[0]]
-    await store.aclose()
