@@ -168,7 +168,8 @@ class Store(Section):
     scrub_rate: RateOrZero = setting(
         "4MiB/s",
         unit="bytes per second",
-        what='How fast what is stored is hashed again in the background, to find rot; "0" for not at all.',
+        what="How fast what is stored is hashed again in the background, to find rot; each file counts for 256 KiB besides. "
+        '"0" for not at all.',
         why="A terabyte in three days, for a quarter of a percent of a processor.",
     )
 
